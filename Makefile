@@ -1,0 +1,54 @@
+# ddpd: one file, nothing to build.  `make` shows what there is.
+# On a fresh Debian `make demo` and `make test`, as root, need no other step.
+
+PREFIX ?= /usr/local
+SEEDS  ?= 10000
+
+# Sets up what a target needs (nothing, where all is there), then runs Python with the arguments.
+WITH   = tests/setup.sh
+SHELLS = $(shell grep -rlIE '^.! ?/(usr/)?bin/(env )?(ba)?sh' . --exclude-dir=.git --exclude-dir=.venv \
+                 --exclude='*.py' --exclude='*.md')
+
+help:           ## this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t16
+
+demo:           ## the network of the README, in namespaces of this machine
+	@$(WITH) demo tests/demo.py
+
+test:           ## every test, in real namespaces too: set up, then run (root, minutes)
+	@$(WITH) test -m pytest
+
+check: lint type  ## what must pass before a commit: lint, type, fast tests (no root, no network)
+	@$(WITH) check -m pytest --ignore=tests/netns -m 'not slow'
+
+lint:           ## ruff, and shellcheck for whatever is a shell script
+	@$(WITH) check -m ruff check .
+	@if command -v shellcheck >/dev/null; then shellcheck $(SHELLS); \
+	 else echo 'no shellcheck here: only the syntax is checked'; \
+	      for file in $(SHELLS); do sh -n $$file || exit 1; done; fi
+
+type:           ## mypy --strict, tests included
+	@$(WITH) check -m mypy ddpd.py tests
+
+netns:          ## only the tests in real namespaces, with their transcripts (root)
+	@$(WITH) test -m pytest tests/netns -s
+
+soak:           ## the simulation with SEEDS=10000
+	@SEEDS=$(SEEDS) $(WITH) check -m pytest tests/test_simulation.py
+
+bench:          ## how fast it is, beside the programs it replaces (root)
+	@$(WITH) test tests/bench/run.py
+
+docs:           ## rewrite the tables of README.md and PROTOCOL.md from the code
+	@$(WITH) check tests/docs.py --write
+
+toc:            ## the sections of ddpd.py, with line numbers
+	@grep -n '^# ====\|^# ~~~~' ddpd.py
+
+install:        ## ddpd to PREFIX=/usr/local, below DESTDIR if set
+	install -d $(DESTDIR)$(PREFIX)/sbin $(DESTDIR)$(PREFIX)/share/doc/ddpd
+	install -m 755 ddpd.py $(DESTDIR)$(PREFIX)/sbin/ddpd
+	install -m 644 ddpd.conf.example $(DESTDIR)$(PREFIX)/share/doc/ddpd/
+
+.PHONY: help demo test check lint type netns soak bench docs toc install
+.NOTPARALLEL:

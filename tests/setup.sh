@@ -1,0 +1,176 @@
+#!/bin/sh
+# Set up what `make` needs, then run Python there with the arguments given.
+#
+#     tests/setup.sh demo   [ARGUMENT...]   PyNaCl, and the programs that the demo shows
+#     tests/setup.sh check  [ARGUMENT...]   lint, types and fast tests, in .venv
+#     tests/setup.sh test   [ARGUMENT...]   all of it
+#
+# As root, where there is apt, it installs what is missing.  Elsewhere it says what to install and goes on with
+# what there is.  Where nothing is missing it changes nothing and says nothing.  No service is started or enabled.
+
+# shellcheck disable=SC2086  # lists of words are split on purpose
+set -efu
+
+LIBRARY='pynacl>=1.5'
+TOOLS='pytest>=7.2 hypothesis>=6.60 noiseprotocol>=0.3.1 ruff>=0.12 mypy>=1.11'
+
+# command      Debian's package     needed for
+PROGRAMS='
+  ip           iproute2             demo test
+  babeld       babeld               demo test
+  radvd        radvd                demo test
+  dnsmasq      dnsmasq-base         test
+  wg           wireguard-tools      test
+  wireguard-go wireguard-go         test
+  busybox      busybox              test
+  nft          nftables             test
+  tcpdump      tcpdump              test
+  ping         iputils-ping         test
+  sysctl       procps               test
+  shellcheck   shellcheck           check test
+'
+SERVICES='babeld radvd'     # what their packages would start at the next boot
+BUNDLE=/etc/ssl/certs/ca-certificates.crt
+
+say() { echo "setup: $*" >&2; }
+
+
+# ---- looking
+
+missing_programs() {
+    echo "$PROGRAMS" | while read -r command package purposes; do
+        case " $purposes " in
+            *" $purpose "*) command -v "$command" >/dev/null || printf ' %s' "$package" ;;
+        esac
+    done
+}
+
+# Has this Python what is needed?  In .venv pip's list is remembered: the linters are there too, or not yet.
+can() {
+    "$1" -c '
+import sys
+from importlib.util import find_spec
+import nacl.bindings
+sys.exit(sys.version_info < (3, 11) or None in map(find_spec, sys.argv[1:]))' $modules 2>/dev/null
+}
+
+# The first Python here that can: prints its name.
+any_python() {
+    for name in "$PWD/.venv/bin/python" python3 /usr/bin/python3; do
+        if can "$name"; then echo "$name"; return; fi
+    done
+    return 1
+}
+
+# Nothing more to do for Python: for the demo any that can will do, for the rest .venv must be up to date.
+ready() {
+    case $purpose in
+        demo) any_python >/dev/null ;;
+        *)    [ "$(cat .venv/ready 2>/dev/null)" = "$wheels" ] && can .venv/bin/python ;;
+    esac
+}
+
+# The first Python here that is new enough to make .venv from.
+new_python() {
+    for name in python3 /usr/bin/python3 python3.14 python3.13 python3.12 python3.11; do
+        if "$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+            command -v "$name"; return
+        fi
+    done
+    say 'this needs Python 3.11 or newer'
+    return 1
+}
+
+can_make_venv() { "$(new_python)" -c 'import ensurepip, venv' 2>/dev/null; }
+
+# What Debian packages apart, and .venv cannot be made without.  (For the demo its PyNaCl is the short way.)
+missing_python() {
+    if [ "$purpose" = demo ]; then
+        { can_make_venv && ! administrator; } || printf ' python3-nacl'
+    else
+        can_make_venv || printf ' python3-venv'
+    fi
+}
+
+administrator() { [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; }
+
+
+# ---- doing
+
+# Run in silence; where it fails, show the end of what it said (addresses are the machine's own affair).
+quietly() {
+    log=${log:-$(mktemp)}
+    "$@" >"$log" 2>&1 </dev/null && return
+    tail -n 5 "$log" | sed -e 's#[a-z]*://[^ ]*#ADDRESS#g' -e "s#'[^ ']*\.[^ ']*'#ADDRESS#g" -e 's/^/    /' >&2
+    return 1
+}
+
+restore_bundle() { [ -z "${kept-}" ] || { cat "$kept" >"$BUNDLE"; rm -f "$kept"; kept=; }; }
+tidy() { restore_bundle; rm -f ${log:+"$log"} ${policy:+"$policy"}; }
+trap tidy EXIT
+trap 'exit 1' HUP INT TERM
+
+apt() { quietly apt-get -q -y -o DPkg::Lock::Timeout=300 --no-install-recommends "$@"; }
+
+# With a policy-rc.d, gone when we leave, no package starts its service now; disabled, nor at the next boot.
+# A bundle of certificates put there by hand is not for ca-certificates, which venv brings along, to replace.
+apt_install() {
+    export DEBIAN_FRONTEND=noninteractive
+    if [ ! -e /usr/sbin/policy-rc.d ]; then
+        policy=/usr/sbin/policy-rc.d
+        printf '#!/bin/sh\nexit 101\n' >"$policy"
+        chmod 755 "$policy"
+    fi
+    if [ -s "$BUNDLE" ] && ! command -v update-ca-certificates >/dev/null; then
+        kept=$(mktemp)
+        cat "$BUNDLE" >"$kept"
+    fi
+    say "installing$1"
+    apt install $1 2>/dev/null || { apt update; apt install $1; } || one_by_one $1
+    for service in $SERVICES; do
+        case "$1 " in *" $service "*) update-rc.d "$service" disable >/dev/null 2>&1 || : ;; esac
+    done
+    restore_bundle
+}
+
+one_by_one() {
+    failed=
+    for package; do
+        apt install "$package" 2>/dev/null || failed="$failed $package"
+    done
+    [ -z "$failed" ] || say "could not install$failed; going on without"
+}
+
+make_venv() {
+    can_make_venv || return
+    say "making .venv (pip installs $wheels)"
+    .venv/bin/python -m pip --version >/dev/null 2>&1 || quietly "$(new_python)" -m venv --clear .venv || return
+    quietly .venv/bin/python -m pip install -q --no-input --disable-pip-version-check $wheels || return
+    echo "$wheels" >.venv/ready
+}
+
+
+# ---- the way through
+
+purpose=${1:-}
+case $purpose in
+    demo)       modules=''                  wheels=$LIBRARY ;;
+    check|test) modules='pytest hypothesis' wheels="$LIBRARY $TOOLS" ;;
+    *)          sed -n '2,/^$/s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+esac
+shift
+cd "$(dirname "$0")/.."
+PATH=$PATH:/usr/sbin:/sbin
+export PATH
+
+missing=$(missing_programs)
+ready || missing=$missing$(missing_python)
+if [ -n "$missing" ] && administrator; then
+    apt_install "$missing"
+elif [ -n "$missing" ]; then
+    say "missing here. Ask your administrator: apt install$missing"
+fi
+ready || make_venv || say 'no .venv could be made; going on without'
+python=$(any_python) || { say 'no Python here has what this needs'; exit 1; }
+tidy
+[ $# -eq 0 ] || exec "$python" "$@"
