@@ -35,6 +35,7 @@ import subprocess
 import sys
 import time
 from _blake2 import blake2s  # `hashlib` would load libcrypto, 3 MB, for the same function
+from _operator import _compare_digest as equal  # hmac.compare_digest, without what `hmac` imports
 from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -48,14 +49,7 @@ from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 from sys import byteorder
 from typing import Any, ClassVar, Final, Generic, NamedTuple, TypeVar, dataclass_transform
 
-from nacl.bindings import (
-    crypto_aead_chacha20poly1305_ietf_decrypt as aead_decrypt,
-    crypto_aead_chacha20poly1305_ietf_encrypt as aead_encrypt,
-    crypto_scalarmult,
-    crypto_scalarmult_base,
-    sodium_memcmp,
-)
-from nacl.exceptions import CryptoError, RuntimeError as SodiumError
+from nacl._sodium import ffi, lib  # what nacl.bindings wraps: its checks cost more than a small datagram's cipher
 
 VERSION: Final = "0.1.0"
 T = TypeVar("T")
@@ -105,7 +99,7 @@ CONTROL_S:      Final = 10             # seconds for a control connection to ask
 MAX_CONTROL:    Final = 65_536         # bytes of a control message towards the daemon
 MAX_SHOWN:      Final = 10_000         # leases in one `status`
 RETRY_DISK_S:   Final = 10             # seconds between two tries to write what could not be written
-LINE:           Final = 320            # bytes of a line in the lease file
+LINE:           Final = 384            # bytes of a line in the lease file
 SPARE_LINES:    Final = 64             # blank lines by which the lease file grows
 
 
@@ -441,7 +435,7 @@ class Message:
 
     def __init_subclass__(cls, kind: int) -> None:
         cls.kind = kind
-        MESSAGES[kind] = dataclass(frozen=True)(cls)
+        MESSAGES[kind] = dataclass(cls)                           # frozen for mypy only: frozen costs time
         rows = [f for f in fields(cls) if "tlv" in f.metadata]  # type: ignore[arg-type]
         cls.table = tuple(Field(f.name, f.metadata["tlv"], f.metadata["codec"], f.metadata["many"])
                           for f in rows)
@@ -573,6 +567,8 @@ MAC_LEN: Final = 16
 IPAD: Final = bytes(n ^ 0x36 for n in range(256))
 OPAD: Final = bytes(n ^ 0x5C for n in range(256))
 ZEROS: Final = bytes(32)
+lib.sodium_init()                        # finds out what this processor can do
+SPACE: Final = ffi.new("unsigned char[]", 2 * MAX_DATAGRAM)       # where libsodium puts its results
 
 
 class KeyPair(NamedTuple):
@@ -581,15 +577,15 @@ class KeyPair(NamedTuple):
 
 
 def keypair(secret: bytes) -> KeyPair:
-    return KeyPair(secret, crypto_scalarmult_base(secret))
+    lib.crypto_scalarmult_base(SPACE, secret)
+    return KeyPair(secret, ffi.buffer(SPACE, KEY_LEN)[:])
 
 
 def dh(secret: bytes, public: bytes) -> bytes:
-    """The only curve operation with a point from the network."""
-    try:
-        shared: bytes = crypto_scalarmult(secret, public)
-    except SodiumError:                  # a low-order point: libsodium refuses an all-zero result
-        raise Drop("low-order point") from None
+    """The only curve operation with a point from the network.  An all-zero result is a low-order point's."""
+    if len(public) != KEY_LEN or lib.crypto_scalarmult(SPACE, secret, public) != 0:
+        raise Drop("low-order point")
+    shared: bytes = ffi.buffer(SPACE, KEY_LEN)[:]
     if shared == ZEROS:
         raise Drop("low-order point")
     return shared
@@ -617,17 +613,29 @@ def nonce(counter: int) -> bytes:
     return bytes(4) + counter.to_bytes(8, "little")
 
 
-def seal(key: bytes, counter: int, plain: bytes, aad: bytes = b"") -> bytes:
-    sealed: bytes = aead_encrypt(plain, aad, nonce(counter), key)
+def aead_encrypt(plain: bytes, aad: bytes, salt: bytes, key: bytes) -> bytes:
+    if len(plain) > MAX_DATAGRAM:
+        raise ValueError("longer than any datagram")
+    lib.crypto_aead_chacha20poly1305_ietf_encrypt(
+        SPACE, ffi.NULL, plain, len(plain), aad, len(aad), ffi.NULL, salt, key)
+    sealed: bytes = ffi.buffer(SPACE, len(plain) + TAG_LEN)[:]
     return sealed
 
 
-def open_sealed(key: bytes, counter: int, sealed: bytes, aad: bytes = b"") -> bytes:
-    try:
-        plain: bytes = aead_decrypt(sealed, aad, nonce(counter), key)
-    except CryptoError:
-        raise Drop("does not authenticate") from None
+def aead_decrypt(sealed: bytes, aad: bytes, salt: bytes, key: bytes) -> bytes:
+    if not TAG_LEN <= len(sealed) <= MAX_DATAGRAM or lib.crypto_aead_chacha20poly1305_ietf_decrypt(
+            SPACE, ffi.NULL, ffi.NULL, sealed, len(sealed), aad, len(aad), salt, key) != 0:
+        raise Drop("does not authenticate")
+    plain: bytes = ffi.buffer(SPACE, len(sealed) - TAG_LEN)[:]
     return plain
+
+
+def seal(key: bytes, counter: int, plain: bytes, aad: bytes = b"") -> bytes:
+    return aead_encrypt(plain, aad, nonce(counter), key)
+
+
+def open_sealed(key: bytes, counter: int, sealed: bytes, aad: bytes = b"") -> bytes:
+    return aead_decrypt(sealed, aad, nonce(counter), key)
 
 
 NAME_HASH: Final = digest(NOISE_NAME)
@@ -932,6 +940,8 @@ def parse_lengths(text: str) -> tuple[int, ...]:
         ends = [end.removeprefix("/") for end in (low, high if dash else low)]
         if not all(end.isascii() and end.isdigit() and int(end) <= 128 for end in ends):
             raise ValueError(f"'{word}' is not a length (such as /56, or /56-/64)")
+        if int(ends[0]) > int(ends[1]):
+            raise ValueError(f"'{word}' is empty (such as /56-/64: the shorter length first)")
         found.update(range(int(ends[0]), int(ends[1]) + 1))
     return tuple(sorted(found))
 
@@ -1014,6 +1024,12 @@ def name_word(text: str) -> str:
     return text
 
 
+def filled(text: str) -> str:
+    if not text:
+        raise ValueError("missing")
+    return text
+
+
 class Setting(NamedTuple):
     """One key of the configuration.  default None: it has to be there."""
 
@@ -1027,10 +1043,10 @@ NEVER: Final = tuple(map(parse_prefix, ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0
 
 SETTINGS: Final[dict[str, dict[str, Setting]]] = {
     "ddpd": {
-        "key":      Setting(str, "/etc/ddpd/key", "private key, as `wg genkey` writes it; made if missing"),
+        "key":      Setting(filled, "/etc/ddpd/key", "private key, as `wg genkey` writes it; made if missing"),
         "listen":   Setting(many(host_port), "", "where asks are heard; default [::]:3373 if there is a pool"),
-        "leases":   Setting(str, "/var/lib/ddpd/leases.json", "the lease file"),
-        "control":  Setting(str, "/run/ddpd.sock", "the control socket"),
+        "leases":   Setting(filled, "/var/lib/ddpd/leases.json", "the lease file"),
+        "control":  Setting(filled, "/run/ddpd.sock", "the control socket"),
         "mark":     Setting(whole(1, 255), str(MARK), "protocol number of our routes; metric and tables: 100 times it"),
         "load":     Setting(whole(1, 10**6), "200", "handshakes a second beyond which asks need a cookie"),
         "hold":     Setting(duration, "30d", "how long an ended lease is held back for its former grantee"),
@@ -1095,13 +1111,13 @@ class Section:
 
     def error(self, key: str, what: object) -> ConfigError:
         where = f"[{self.head}] {key}" if key else f"[{self.head}]"
-        return ConfigError(f"{self.file}:{self.lines.get(key, self.line)}: {where}: {what}")
+        return ConfigError(f"{self.file}:{self.lines.get(key, self.line)}: {where}: {' '.join(str(what).split())}")
 
     def add(self, key: str, value: str, line: int) -> None:
         known = SETTINGS[self.kind]
-        if key in self.values:
-            raise self.error(key, f"given twice (first in line {self.lines[key]})")
-        self.lines[key] = line
+        before, self.lines[key] = self.lines.get(key), line
+        if before is not None:
+            raise self.error(key, f"given twice (first in line {before})")
         if key not in known:
             raise self.error(key, f"no such key (did you mean '{nearest(key, known)}'?)")
         self.values[key] = value
@@ -1142,6 +1158,8 @@ def section_of(file: str, number: int, line: str) -> Section:
                   f"no such section (did you mean '{nearest(section.kind, SETTINGS)}'?)")
     section.check("", (section.kind == "ddpd") == bool(section.name),
                   "takes no name" if section.name else f"needs a name: [{section.kind} NAME]")
+    section.check("", len(section.name) > 40 or not section.name.isascii() or not section.name.isprintable(),
+                  "a name is at most 40 printable ASCII letters")
     return section
 
 
@@ -1426,16 +1444,18 @@ def never_leased(pool: Prefix) -> list[Prefix]:
     return [Prefix(pool.version, end, WIDTH[pool.version]) for end in ends]
 
 
-def is_anycast(prefix: Prefix) -> bool:
-    return prefix.length == 128 and prefix.first & (2**64 - 1) == 0
+def is_leasable(prefix: Prefix, pool: Prefix) -> bool:
+    """Every prefix is, but for the addresses that mean a whole network."""
+    anycast = prefix.length == 128 and prefix.first & (2**64 - 1) == 0
+    return not prefix.is_address or not (anycast or prefix in never_leased(pool))
 
 
 # ==== LEASE FILE ===================================================== pure ====
 #
 # A JSON array, one record a line, each line padded to the same width.  A change goes
-# into a blank line; the line that it replaces is blanked with the next batch.  So no
-# write touches the only copy, a change costs one line however many there are, and
-# `jq` can read the file at any moment.
+# into a blank line; the line that it replaces is blanked with the next batch, one that
+# is over at once.  So no write touches the only copy, a change costs one line however
+# many there are, and `jq` can read the file at any moment.
 #
 #     [{"kind": "file", "version": 1}
 #     ,{"kind": "run", "clean": false, "boot": "…", "at": 1234.5, "epoch": 3, "serial": 17}
@@ -1510,8 +1530,9 @@ class LeaseFile:
 
     def batch(self, changes: Mapping[Key, Record | None]) -> tuple[list[Write], list[Write]]:
         """What to write and flush first, and what (old lines) may be written after."""
-        writes = []
-        old, self.stale = self.stale, []
+        writes: list[Write] = []
+        late, self.stale = self.stale, []
+        old = list(late)
         short = sum(record is not None for record in changes.values()) - len(self.blanks)
         if short > 0:
             grown = -(-short // SPARE_LINES) * SPARE_LINES
@@ -1519,13 +1540,16 @@ class LeaseFile:
             self.blanks += range(self.lines + grown - 1, self.lines - 1, -1)
             self.lines += grown
         for key, record in changes.items():
-            if key in self.at:
-                self.stale.append(self.at.pop(key))
+            line = self.at.pop(key, None)
             if record is not None:
                 self.at[key] = self.blanks.pop()
                 writes.append((self.at[key] * LINE, self.written(record)))
+                self.stale += [] if line is None else [line]
+            elif line is not None:
+                writes.append((line * LINE, BLANK))
+                old.append(line)
         self.blanks += old
-        return writes, [(line * LINE, BLANK) for line in old]
+        return writes, [(line * LINE, BLANK) for line in late]
 
 
 class Damage(NamedTuple):
@@ -1570,10 +1594,12 @@ def parse_lease_file(lines: list[str]) -> tuple[dict[Key, tuple[int, Record]], l
                 if record["version"] != FILE_VERSION:
                     raise NewerFile(record["version"])
                 continue
-            key = key_of(record)
-            if key not in latest or record["serial"] >= latest[key][1]["serial"]:
+            key, serial = key_of(record), record["serial"] + 0
+            if not isinstance(serial, int):
+                raise TypeError("serial")
+            if key not in latest or serial >= latest[key][1]["serial"]:
                 latest[key] = number, record
-        except (KeyError, TypeError):
+        except (LookupError, TypeError):
             damage.append(Damage(number, json.dumps(record)))
     return latest, damage
 
@@ -1669,9 +1695,13 @@ def add_line(thing: Thing, mark: int, now: Now) -> str:
             f"preferred_lft {lifetime(thing.prefers_until, now)}")
 
 
-def delete_line(thing: Thing, mark: int) -> str:
+def delete_lines(thing: Thing, mark: int) -> list[str]:
+    """The kernel takes the route to the subnet away only with an address that has no lifetime."""
     noun = {Route: "route", Address: "addr", Rule: "rule"}[type(thing)]
-    return f"{noun} del {thing_words(thing, mark)}"
+    lines = [f"{noun} del {thing_words(thing, mark)}"]
+    if isinstance(thing, Address) and thing.address.version == 6:
+        lines.insert(0, f"addr change {thing_words(thing, mark)} valid_lft forever preferred_lft forever")
+    return lines
 
 
 class Wanted:
@@ -1819,6 +1849,7 @@ class Path(NamedTuple):
 class Save(NamedTuple):
     key: Key
     record: Record | None                # None: forget it
+    promise: bool = False                # a new lease: what cannot be written is not granted
 
 
 class Install(NamedTuple):
@@ -1903,6 +1934,7 @@ class Lease:
     reach: Reach | None = None
     why: str = ""                        # ... there is no reach
     epoch: int = -1                      # of its last renewal
+    serial: int = 0                      # as it was read from the lease file
 
     def record(self, now: Now) -> Record:
         via, dev = self.reach or ("", "")
@@ -1929,7 +1961,7 @@ def lease_of(record: Record) -> Lease:
     if not 0 <= slot <= 255:
         raise ValueError(f"no slot {slot}")
     lease = Lease(key, slot, parse_prefix(record["prefix"]), STATES[record["state"]], span(valid_s), span(left_s),
-                  epoch=epoch)
+                  epoch=epoch, serial=record.get("serial", 0))
     if record["via"] or record["dev"]:
         lease.reach = parse_reach(thing_reach(Reach(record["via"], record["dev"])))
     return lease
@@ -1981,6 +2013,22 @@ class Case(NamedTuple):
 # each with one reason to exist: the first that has a lease or a refusal ends it.
 
 
+def contested(pins: Mapping[Prefix, bytes], leases: Mapping[Prefix, Lease]) -> dict[Prefix, Lease]:
+    """The leases that overlap somebody else's pin: they make room at their next renewal."""
+    lengths = {pin.length for pin in pins}
+    found = {}
+    for prefix, lease in leases.items():
+        around = (prefix.network(length) for length in lengths if length <= prefix.length)
+        if any(pins.get(pin, lease.key) != lease.key for pin in around):
+            found[prefix] = lease
+    for pin, key in pins.items():
+        for length in {prefix.length for prefix in leases if prefix.length < pin.length}:
+            outer = leases.get(pin.network(length))
+            if outer is not None and outer.key != key:
+                found[outer.prefix] = outer
+    return found
+
+
 class Grantor:
     """Answers asks, and remembers what it promised."""
 
@@ -2011,9 +2059,14 @@ class Grantor:
     def rebuild(self) -> None:
         """From all leases, pins and holes.  What is inside of another waits until that is free."""
         pools = self.config.pools
-        self.fixed = {hole for pool in pools for hole in (*pool.reserve, *never_leased(pool.prefix))}
-        self.fixed.update(pin for agreement in self.agreements.values() for pin in agreement.pins)
-        taken = self.fixed.union(lease.prefix for peer in self.peers.values() for lease in peer.leases)
+        self.fixed = {hole for pool in pools for hole in pool.reserve}
+        for pool in pools:                                        # only of addresses: else they would break a block
+            self.fixed.update(never_leased(pool.prefix) if pool.give == (WIDTH[pool.prefix.version],) else ())
+        pins = {pin: agreement.key for agreement in self.agreements.values() for pin in agreement.pins}
+        self.fixed |= pins.keys()
+        leases = {lease.prefix: lease for peer in self.peers.values() for lease in peer.leases}
+        self.contested = contested(pins, leases)
+        taken = self.fixed | leases.keys()
         self.spaces = [Space(pool.prefix) for pool in pools]
         self.waiting: set[Prefix] = set()                         # fixed, but covered for now
         for space in self.spaces:
@@ -2052,7 +2105,9 @@ class Grantor:
                      and not any(hole.overlaps(prefix) for hole in pool.reserve)), None)
 
     def agreed(self, agreement: Agreement, prefix: Prefix) -> bool:
-        return prefix in agreement.pins or self.agreed_pool(agreement, prefix) is not None
+        if prefix in agreement.pins:
+            return True
+        return prefix not in self.contested and self.agreed_pool(agreement, prefix) is not None
 
     def terms(self, peer: Peer, lease: Lease) -> Pool | None:
         """Whose lifetimes and options a lease has; a pin outside of all pools has the first pool's."""
@@ -2094,8 +2149,8 @@ class Grantor:
         fitting = [pin for pin in pins if pin.shape == want.shape]
         fitting += [pin for pin in pins if pin.shape not in case.exact]
         for pin in fitting[:1]:
-            if pin in self.waiting and any(lease.prefix.overlaps(pin) for peer in self.peers.values()
-                                           for lease in peer.leases if lease.living and peer is not case.peer):
+            if any(lease.living and lease.key != case.peer.key and lease.prefix.overlaps(pin)
+                   for lease in self.contested.values()):
                 return self.refusal(case, Reason.FULL, 600, "the pinned prefix is still leased to another")
             return self.begin(case, pin)
         return None
@@ -2113,7 +2168,7 @@ class Grantor:
         for lease in case.peer.leases:
             if (lease.state is not LeaseState.ACTIVE and lease.slot == case.want.slot
                     and lease.prefix.shape == case.want.prefix.shape
-                    and self.agreed_pool(case.peer.agreement, lease.prefix)):
+                    and self.agreed(case.peer.agreement, lease.prefix)):
                 return self.begin(case, lease.prefix)
         return None
 
@@ -2121,7 +2176,7 @@ class Grantor:
         """A prefix under our own ticket: confirmed, though the lease file may know nothing of it."""
         prefix, ticket = case.want.prefix, case.want.ticket
         pool = self.agreed_pool(case.peer.agreement, prefix)
-        if not prefix.first or pool is None or is_anycast(prefix) \
+        if not prefix.first or pool is None or not is_leasable(prefix, pool.prefix) \
                 or self.ticket(case.peer.key, case.want.slot, prefix, ticket[:4]) != ticket:
             return None
         age_s = 3600 * max(0, int(case.now.wall // 3600) - int.from_bytes(ticket[:4], "big"))
@@ -2162,9 +2217,9 @@ class Grantor:
 
     def draw(self, pool: Pool, length: int) -> Prefix | None:
         space = self.spaces[self.config.pools.index(pool)]
-        for _ in range(4):
+        for _ in range(8):
             prefix = space.draw(length, pool.give[0], self.rand)
-            if prefix is None or not is_anycast(prefix):
+            if prefix is None or is_leasable(prefix, pool.prefix):
                 return prefix
         return None
 
@@ -2295,7 +2350,8 @@ class Grantor:
             heapq.heappush(self.timers, (lease.due, self.timer_count, lease))
 
     def save(self, lease: Lease, now: Now) -> None:
-        self.out.append(Save(lease.id, lease.record(now)))
+        record = lease.record(now)
+        self.out.append(Save(key_of(record), record, promise=lease.heard == 0.0))
 
     def route(self, lease: Lease) -> None:
         if lease.living and lease.reach is not None:
@@ -2308,15 +2364,18 @@ class Grantor:
         route = peer.agreement.route
         if isinstance(route, Reach):
             return route, ""
+        return (None, "route = none") if route == "none" else self.neighbourly(version, ask, path)
+
+    def neighbourly(self, version: int, ask: Ask, path: Path) -> tuple[Reach | None, str]:
+        """The asker itself, if it is directly connected, speaks the lease's family, and nobody relayed its ask."""
         host = parse_host(path.host)
-        faults = {
-            "route = none": route == "none",
-            f"asked over IPv{host.version}": host.version != version,
-            "asked through something that changes addresses": ask.source != host,
-            "not a neighbour: a routing protocol's work": not self.links.neighbour(host, path.interface),
-        }
-        why = next((fault for fault, found in faults.items() if found), "")
-        return (None, why) if why else (Reach(host.host, self.links.names[path.interface]), "")
+        if host.version != version:
+            return None, f"asked over IPv{host.version}"
+        if ask.source != host:
+            return None, "asked through something that changes addresses"
+        if not self.links.neighbour(host, path.interface):
+            return None, "not a neighbour: a routing protocol's work"
+        return Reach(host.host, self.links.names[path.interface]), ""
 
     # -- asks ------------------------------------------------------------------------
 
@@ -2324,21 +2383,24 @@ class Grantor:
         """The answer to a fresh ask, and what has to be done before it is sent."""
         self.out = []
         slots = [want.slot for want in ask.wants] + list(ask.releases)
-        answer = Answer(stamp=ask.stamp, status=Status.OK, version=PROTOCOL)
         if ask.unknown:
-            answer = replace(answer, status=Status.UNSUPPORTED, unsupported=ask.unknown)
-        elif len(set(slots)) < len(slots) or len(slots) > MAX_SLOTS:
-            why = f"more than {MAX_SLOTS} slots" if len(slots) > MAX_SLOTS else "a slot is named twice"
-            answer = replace(answer, status=Status.INVALID, why=why)
+            answer = self.plain(ask, Status.UNSUPPORTED, unsupported=ask.unknown)
+        elif len(slots) > MAX_SLOTS:
+            answer = self.plain(ask, Status.INVALID, why=f"more than {MAX_SLOTS} slots")
+        elif len(set(slots)) < len(slots):
+            answer = self.plain(ask, Status.INVALID, why="a slot is named twice")
         elif self.is_clone(peer, ask, now):
-            refused = tuple(Refusal(want.slot, Reason.CLONE, 600, "another machine uses this key")
-                            for want in ask.wants)
-            answer = replace(answer, refusals=refused)
+            refusals = (Refusal(want.slot, Reason.CLONE, 600, "another machine uses this key") for want in ask.wants)
+            answer = self.plain(ask, Status.OK, refusals=tuple(refusals))
         else:
             answer = self.granted(peer, ask, path, now)
         if self.wanted.changed:
             self.out.append(Install())
         return answer, self.out
+
+    @staticmethod
+    def plain(ask: Ask, status: Status, **rest: Any) -> Answer:
+        return Answer(stamp=ask.stamp, status=status, version=PROTOCOL, **rest)
 
     def is_clone(self, peer: Peer, ask: Ask, now: Now) -> bool:
         """Runs A, B, A are two machines; the newcomer is refused while the other renews."""
@@ -2393,8 +2455,8 @@ class Grantor:
             preferred_s = min(pool.preferred_s, left_s) if pool and current else 0.0
             grants.append(Grant(lease.slot, lease.prefix, current, seconds(preferred_s), seconds(left_s),
                                 self.ticket(peer.key, lease.slot, lease.prefix, hour)))
-        return Answer(stamp=ask.stamp, status=Status.OK, version=PROTOCOL, grants=tuple(grants), refusals=refusals,
-                      times=(seconds(times[0]), seconds(times[1])) if grants else None, **options)
+        return self.plain(ask, Status.OK, grants=tuple(grants), refusals=refusals,
+                          times=(seconds(times[0]), seconds(times[1])) if grants else None, **options)
 
     def ticket(self, key: bytes, slot: int, prefix: Prefix, hour: bytes) -> bytes:
         """Proof that we gave this prefix to this grantee for this slot, in that hour."""
@@ -2415,10 +2477,14 @@ class Grantor:
 
     @property
     def deadline(self) -> float:
-        return self.timers[0][0] if self.timers else inf
+        recovered = self.recovering_until if self.recovering_until > 0 else inf
+        return min(self.timers[0][0], recovered) if self.timers else recovered
 
     def woke(self, now: Now) -> list[Effect]:
         self.out = []
+        if 0 < self.recovering_until <= now.boot:
+            self.recovering_until = -inf
+            self.out += [Save(("recovering",), None), Note("recovered")]
         while self.timers and self.timers[0][0] <= now.boot:
             due, _, lease = heapq.heappop(self.timers)
             if due != lease.due:
@@ -2450,9 +2516,17 @@ class Grantor:
                 and any(lease.state is LeaseState.ACTIVE and not self.agreed(peer.agreement, lease.prefix)
                         for lease in peer.leases)]
 
-    def restore(self, leases: Iterable[Lease], now: Now) -> None:
-        """From the lease file: `valid_until` is still the time left."""
-        for lease in sorted(leases, key=lambda lease: lease.valid_until):
+    def restore(self, leases: list[Lease], now: Now) -> list[Key]:
+        """From the lease file, where `valid_until` is the time left.  Of two that overlap the newer one is true."""
+        kept: list[Lease] = []
+        over: list[Key] = []
+        for lease in sorted(leases, key=lambda lease: lease.prefix):
+            if kept and kept[-1].prefix.holds(lease.prefix):
+                older, newer = sorted((kept.pop(), lease), key=lambda lease: lease.serial)
+                over.append(older.id)
+                lease = newer
+            kept.append(lease)
+        for lease in sorted(kept, key=lambda lease: lease.valid_until):
             lease.valid_until += now.boot
             peer = self.peers.get(lease.key)
             if peer is None:
@@ -2464,6 +2538,7 @@ class Grantor:
             elif lease.reach is not None:
                 self.route(lease)
         self.rebuild()
+        return over
 
 
 # ==== HOLDINGS ======================================================= pure ====
@@ -2487,6 +2562,7 @@ class Held:
     valid_until: float
     current: bool = True                 # False: deprecated, counts down
     saved_until: float = -inf            # as the lease file has it
+    lans: tuple[Lan, ...] = ()           # the interfaces that get a subnet of it
 
     def record(self, grantor: bytes, boot: str, now: Now) -> Record:
         return {"kind": "held", "boot": boot, "key": show_key(grantor), "slot": self.slot, "prefix": str(self.prefix),
@@ -2623,11 +2699,17 @@ class Grantee:
         """Settle the slots: a line that is gone is released, a new one numbered and written down."""
         self.slots = number_slots(self.contact, known)
         gone = {name: slot for name, slot in known.items() if name not in self.slots}
-        self.releases |= set(gone.values()) - set(self.slots.values())
+        lingering = {held.slot for held in self.held}             # released when they are over
+        self.releases |= set(gone.values()) - set(self.slots.values()) - lingering
+        for held in self.held:
+            held.lans = self.lans().get(held.slot, held.lans)
         name = self.contact.name
         return [*(Save(("slot", name, line), None) for line in gone),
                 *(Save(("slot", name, line), {"kind": "slot", "grantor": name, "line": line, "slot": slot})
                   for line, slot in self.slots.items() if known.get(line) != slot)]
+
+    def lans(self) -> dict[int, tuple[Lan, ...]]:
+        return {self.slots[slot_name(self.contact.lines, n)]: line.lans for n, line in enumerate(self.contact.lines)}
 
     # -- where to ask ----------------------------------------------------------------
 
@@ -2697,7 +2779,7 @@ class Grantee:
         for grant in answer.grants:
             self.take(grant, wanted, sent_at, now, taken)
         effects = self.refuse(answer.refusals, now)
-        self.drop_released(ask.releases, now)
+        self.drop_released(now)
         if answer.grants and answer.need is None:
             self.options = {key: value for key in OPTIONS if (value := getattr(answer, key)) not in NOTHING}
             if answer.mtu is not None:
@@ -2713,8 +2795,9 @@ class Grantee:
         have = next((held for held in self.held if (held.slot, held.prefix) == (grant.slot, grant.prefix)), None)
         valid_until = sent_at + span(grant.valid_s)
         if not grant.current:
-            if have is not None and have.current:
+            if have is not None:
                 self.deprecate(have, now)
+                have.valid_until = min(have.valid_until, valid_until)
             return
         why = self.mistrust(grant, wanted.get(grant.slot), taken)
         if why:
@@ -2724,7 +2807,7 @@ class Grantee:
             if held.slot == grant.slot and held.current and held is not have:
                 self.deprecate(held, now)
         if have is None:
-            have = Held(grant.slot, grant.prefix, grant.ticket, 0.0, 0.0)
+            have = Held(grant.slot, grant.prefix, grant.ticket, 0.0, 0.0, lans=self.lans()[grant.slot])
             self.held.append(have)
         have.ticket, have.current = grant.ticket, True
         have.prefers_until, have.valid_until = sent_at + span(grant.preferred_s), valid_until
@@ -2740,7 +2823,7 @@ class Grantee:
             return "outside of `accept`"
         if any(never.overlaps(prefix) for never in NEVER):
             return "nobody's to give"
-        if any(held.prefix.overlaps(prefix) and held.prefix != prefix for held in self.held):
+        if any(held.prefix.overlaps(prefix) and (held.slot, held.prefix) != (grant.slot, prefix) for held in self.held):
             return "overlaps another lease"
         return taken(prefix)
 
@@ -2767,10 +2850,10 @@ class Grantee:
         held.prefers_until = min(held.prefers_until, now.boot)
         held.valid_until = min(held.valid_until, now.boot + LINGER_S)
 
-    def drop_released(self, slots: tuple[int, ...], now: Now) -> None:
-        """What was given back is another's soon: it is not kept."""
+    def drop_released(self, now: Now) -> None:
+        """Given back by the operator: gone at once.  (What a removed line had is deprecated.)"""
         for held in self.held:
-            if held.slot in slots and (self.state is State.RELEASED or held.slot not in self.slots.values()):
+            if self.state is State.RELEASED:
                 held.valid_until = min(held.valid_until, now.boot)
 
     def set_times(self, answer: Answer, sent_at: float, now: Now) -> None:
@@ -2788,10 +2871,14 @@ class Grantee:
         if not over:
             return []
         self.held = [held for held in self.held if held not in over]
-        if not any(held.current for held in self.held) and self.state in (State.RENEWING, State.REBINDING):
-            self.enter(State.SEEKING, now.boot)
+        if not any(held.current for held in self.held) and self.state in (State.BOUND, State.RENEWING, State.REBINDING):
+            self.enter(State.SEEKING, self.timer if self.state is State.BOUND else now.boot)
         effects: list[Effect] = [Save(held.id(self.contact.key), None) for held in over]
         notes = [Note(f"lost grantor={self.contact.name} slot={held.slot} prefix={held.prefix}") for held in over]
+        removed = {held.slot for held in over} - set(self.slots.values()) - {held.slot for held in self.held}
+        if removed:
+            self.releases |= removed
+            self.timer = now.boot
         return [*effects, *notes, Install(), Hook(self.contact.name, "lost")]
 
     def settle(self, now: Now, event: str) -> list[Effect]:
@@ -2847,13 +2934,14 @@ class Grantee:
     def give_back(self, now: Now) -> list[Effect]:
         self.enter(State.RELEASED, now.boot)
         self.releases |= set(self.slots.values())
-        return self.ask_again(now)
+        self.drop_released(now)
+        return [*self.settle(now, "released"), *self.ask_again(now)]
 
     def give_back_again(self, now: Now) -> list[Effect]:
         return self.ask_elsewhere(now) if self.releases else self.rest(now)
 
     def rest(self, _: Now) -> list[Effect]:
-        self.timer = inf
+        self.timer = self.timer if self.releases else inf
         return []
 
     def wake(self, now: Now) -> list[Effect]:
@@ -2883,12 +2971,10 @@ class Grantee:
                 yield Route(Prefix(held.prefix.version, 0, 0), self.table, self.contact.default)
 
     def lan_things(self, held: Held) -> Iterator[Thing]:
-        for n, line in enumerate(self.contact.lines):
-            if self.slots.get(slot_name(self.contact.lines, n)) == held.slot:
-                for dev, number in lan_numbers(line.lans):
-                    address = lan_address(held.prefix, number, self.contact.suffix)
-                    if address is not None:
-                        yield Address(dev, address, held.prefers_until, held.valid_until)
+        for dev, number in lan_numbers(held.lans):
+            address = lan_address(held.prefix, number, self.contact.suffix)
+            if address is not None:
+                yield Address(dev, address, held.prefers_until, held.valid_until)
 
 
 Grantee.TABLE = {
@@ -2945,7 +3031,7 @@ class Responder:
 
     def admit(self, datagram: bytes, path: Path, now: Now) -> bytes | None:
         """Nothing if this ask may cost curve operations; a cookie to send if not; or Drop."""
-        if not sodium_memcmp(mac(self.mac1_key, datagram[: -2 * MAC_LEN]), datagram[-2 * MAC_LEN : -MAC_LEN]):
+        if not equal(mac(self.mac1_key, datagram[: -2 * MAC_LEN]), datagram[-2 * MAC_LEN : -MAC_LEN]):
             raise Drop("mac1 wrong")
         if self.second != int(now.boot):
             self.second, self.heard = int(now.boot), 0
@@ -2962,13 +3048,13 @@ class Responder:
         epoch = int(now.boot // COOKIE_S)
         cookies = [mac(digest(self.secret + n.to_bytes(8, "big")), place) for n in (epoch, epoch - 1)
                    if n >= 0]
-        if any(sodium_memcmp(mac(cookie, datagram[:-MAC_LEN]), datagram[-MAC_LEN:]) for cookie in cookies):
+        if any(equal(mac(cookie, datagram[:-MAC_LEN]), datagram[-MAC_LEN:]) for cookie in cookies):
             self.sources[source] += 1
             if self.sources[source] > SOURCE_ASKS:
                 raise Drop("too many from one source")
             return None
         salt = self.rand(12)
-        sealed: bytes = aead_encrypt(cookies[0], datagram[-2 * MAC_LEN : -MAC_LEN], salt, self.cookie_key)
+        sealed = aead_encrypt(cookies[0], datagram[-2 * MAC_LEN : -MAC_LEN], salt, self.cookie_key)
         return KINDS["cookie"] + datagram[4:ID_LEN] + salt + sealed
 
     def open_ask(self, datagram: bytes, peer_of: Callable[[bytes], Peer | None]) -> tuple[Peer, Handshake, bytes]:
@@ -3095,10 +3181,7 @@ class Initiator:
         if attempt.cookied:
             raise Drop("second cookie")
         salt, sealed = datagram[ID_LEN : ID_LEN + 12], datagram[ID_LEN + 12 :]
-        try:
-            cookie = aead_decrypt(sealed, attempt.mac1, salt, self.cookie_key)
-        except CryptoError:
-            raise Drop("does not authenticate") from None
+        cookie = aead_decrypt(sealed, attempt.mac1, salt, self.cookie_key)
         attempt.cookied = True
         first = now.boot - self.cookie_at >= COOKIE_S
         self.cookie, self.cookie_at = cookie, now.boot
@@ -3216,6 +3299,7 @@ class Node:
         self.initiators: dict[str, Initiator] = {}
         self.counters: Counter[str] = Counter()
         self.nudges: list[tuple[float, bytes]] = []
+        self.outdated: list[Key] = []                             # in the lease file, and no longer true
         self.add_grantees(config)
 
     def add_grantees(self, config: Config) -> None:
@@ -3249,7 +3333,7 @@ class Node:
             if now.boot - peer.stale_at < STALE_GAP_S:
                 raise Drop("stale")
             peer.stale_at = now.boot
-            answer = Answer(stamp=ask.stamp, status=Status.STALE, version=PROTOCOL)
+            answer = self.grantor.plain(ask, Status.STALE)
             self.counters["sent_stale"] += 1
         else:
             answer, effects = self.grantor.heard(peer, ask, path, now)
@@ -3351,7 +3435,9 @@ class Node:
 
     def resolved(self, name: str, host: str, paths: tuple[Path, ...], now: Now) -> list[Effect]:
         grantee = self.grantees.get(name)
-        return grantee.resolved(host, paths, now) if grantee else []
+        effects = grantee.resolved(host, paths, now) if grantee else []
+        self.want_grantees()
+        return effects
 
     # -- time ------------------------------------------------------------------------
 
@@ -3394,6 +3480,7 @@ class Node:
         effects = []
         for grantee in [g for n, g in self.grantees.items() if name in ("", n)]:
             effects += grantee.step(event, now)
+        self.want_grantees()
         return effects
 
     def reconfigure(self, config: Config, now: Now) -> list[Effect]:
@@ -3411,7 +3498,11 @@ class Node:
         self.add_grantees(config)
         for name, grantee in self.grantees.items():
             effects += grantee.number(known.get(name, {}))
-            effects += grantee.step(Event.NUDGED, now)
+            for held in grantee.held:
+                if held.slot not in grantee.slots.values():
+                    grantee.deprecate(held, now)
+            if grantee.state is not State.RELEASED:
+                effects += grantee.step(Event.NUDGED, now)
         self.want_grantees()
         return [*effects, Install()]
 
@@ -3424,12 +3515,12 @@ class Node:
         for record in records:
             try:
                 found[record["kind"]].append(READ_RECORD[record["kind"]](record, self.boot, now))
-            except (KeyError, TypeError, ValueError) as why:
+            except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as why:
                 damage.append(Damage(0, f"{json.dumps(record)} ({type(why).__name__}: {why})"))
         run = found["run"][-1] if found["run"] else LastRun(False, self.boot, now.boot, 0)
         self.grantor.epoch = run.epoch if run.clean else run.epoch + 1
         elapsed_s = max(0.0, now.boot - run.at) if run.boot == self.boot else 0.0
-        self.grantor.restore([aged(lease, run, elapsed_s) for lease in found["granted"]], now)
+        self.outdated = self.grantor.restore([aged(lease, run, elapsed_s) for lease in found["granted"]], now)
         self.made = {thing_key(thing): thing for thing in found["made"]}
         if found["recovering"]:
             self.grantor.recovering_until = now.boot + found["recovering"][-1]
@@ -3446,7 +3537,7 @@ class Node:
         for line in damage:
             prefix = salvaged(line)
             lost = lost or prefix is None
-            if prefix is not None:
+            if prefix is not None and self.grantor.is_free(prefix):
                 self.grantor.restore([Lease(b"", 0, prefix, LeaseState.FORMER, longest_s, longest_s)], now)
         if lost and self.config.pools:
             self.grantor.recovering_until = now.boot + min(longest_s, self.config.hold_s)
@@ -3764,13 +3855,12 @@ class Store:
             os.close(self.fd)
         self.fd, self.file, self.retry_at = fd, file, inf
 
-    def save(self, changes: Mapping[Key, Record | None], now: Now) -> set[Key]:
-        """Write and flush.  What is new and could not be written comes back."""
+    def save(self, changes: Mapping[Key, Record | None], now: Now) -> bool:
+        """Write and flush; False if that cannot be done now."""
         if not changes:
-            return set()
-        new = {key for key, record in changes.items() if record is not None and key not in self.file.at}
+            return True
         if self.fd < 0:
-            return new
+            return False
         first, after = self.file.batch(changes)
         try:
             for offset, data in first:
@@ -3782,8 +3872,8 @@ class Store:
             log.info("cannot write %s: %s", self.path, why.strerror)
             os.close(self.fd)
             self.fd, self.retry_at = -1, now.boot + RETRY_DISK_S
-            return new
-        return set()
+            return False
+        return True
 
 
 # ==== KERNEL ========================================================== I/O ====
@@ -4011,6 +4101,11 @@ class Network:
             known.sock.close()
         self.dialled[name] = Dialled(probe, place, source)
         return self.dialled[name]
+
+
+    def close(self) -> None:
+        for sock in (*self.listening, *(dialled.sock for dialled in self.dialled.values())):
+            sock.close()
 
 
 class Talker:
@@ -4252,8 +4347,10 @@ class Daemon(Talker):
         elif self.marked:
             log.info("recovering file=%s why=lost (remove %s.granted to end it)", self.store.path, self.config.key)
             self.node.recover([], True, now)
-        self.store.save({("run",): self.node.run_record(False, now)}, now)
-        if self.store.fd < 0:
+        if not self.marked:
+            self.node.grantor.recovering_until = -inf
+        changes: dict[Key, Record | None] = dict.fromkeys(self.node.outdated)
+        if not self.store.save(changes | {("run",): self.node.run_record(False, now)}, now):
             self.rewrite(clean=False)
 
     def rewrite(self, clean: bool) -> None:
@@ -4294,11 +4391,12 @@ class Daemon(Talker):
         """The new leases that could not be written."""
         if not saves:
             return set()
-        lost = {key for key in self.store.save({save.key: save.record for save in saves}, now) if key[0] == "granted"}
-        if lost:
-            self.node.grantor.unsaved(lost)
-        elif not self.marked and any(save.key[0] == "granted" for save in saves):
-            self.mark()
+        if self.store.save({save.key: save.record for save in saves}, now):
+            if not self.marked and any(save.key[0] == "granted" for save in saves):
+                self.mark()
+            return set()
+        lost = {save.key for save in saves if save.promise}
+        self.node.grantor.unsaved(lost)
         return lost
 
     def mark(self) -> None:
@@ -4322,13 +4420,13 @@ class Daemon(Talker):
             return
         records = {thing_key(thing): thing for thing in new if not isinstance(thing, Route)}
         self.record_made(records.keys() - node.made.keys(), records, now)
-        lines = [(version_of(thing), delete_line(thing, kernel.mark)) for thing in gone]
-        lines += [(version_of(thing), add_line(thing, kernel.mark, now)) for thing in new]
+        kernel.run([(version_of(thing), line) for thing in gone for line in delete_lines(thing, kernel.mark)])
+        lines = [(version_of(thing), add_line(thing, kernel.mark, now)) for thing in new]
         failed = kernel.run(lines)
         for thing in gone:
             kernel.installed.pop(thing_key(thing), None)
         self.strike_out([thing_key(thing) for thing in gone if not isinstance(thing, Route)], now)
-        self.note_made(new, {n - len(gone) for n in failed}, lines[len(gone) :])
+        self.note_made(new, failed, lines)
 
     def note_made(self, new: list[Thing], failed: set[int], lines: list[tuple[int, str]]) -> None:
         for n, thing in enumerate(new):
@@ -4468,6 +4566,8 @@ class Daemon(Talker):
         if fixed:
             log.info("reload: %s changed: takes effect after a restart", ", ".join(fixed))
         self.config = config
+        if not os.path.exists(config.key + ".granted") and self.node.grantor.recovering_until > now.boot:
+            self.node.grantor.recovering_until = now.boot         # the operator has removed it to say so
         log.info("reloaded file=%s", config.file)
         return "", self.node.reconfigure(config, now)
 
@@ -4595,9 +4695,10 @@ def introduce(options: Options) -> int:
     if config.listen:
         own = [place for place in config.listen if place.host not in ("::", "0.0.0.0")]  # noqa: S104 - any address
         place = own[0] if own else HostPort(host, config.listen[0].port)
-        length = min((length for pool in config.pools if pool.prefix.version == 6 for length in pool.give), default=64)
+        pool = max(config.pools, key=lambda pool: pool.prefix.version, default=None)
+        wanted = ("::/" if pool.prefix.version == 6 else "0.0.0.0/") + str(pool.give[0]) if pool else "::/64"
         say(f"; for those who ask this node\n[grantor {host}]\nkey     = {public}\n"
-            f"address = {f'[{place.host}]' if ':' in place.host else place.host}:{place.port}\nask     = ::/{length}\n")
+            f"address = {f'[{place.host}]' if ':' in place.host else place.host}:{place.port}\nask     = {wanted}\n")
     if config.contacts or not config.listen:
         say(f"; for those whom this node asks\n[grantee {host}]\nkey   = {public}\npools = POOL")
     return 0
@@ -4632,6 +4733,7 @@ def ask_once(config: Config, contact: Contact, event: Event, wait_s: float) -> d
         readable = select.select(talker.sockets(), [], [], timeout)[0]
         now = clock_now()
         effects = [effect for effects in talker.hear_all(readable, now) for effect in effects]
+    talker.network.close()
     return asked_of(grantee, now) | {"env": environment_of(grantee, "asked", now)} if grantee.answers else {}
 
 
@@ -4700,9 +4802,10 @@ def clean(options: Options) -> int:
     kernel.look()
     kernel.look_at_all(made)
     gone, _ = plan(kernel.installed, {}, kernel.installed)
-    failed = kernel.run([(version_of(thing), delete_line(thing, config.mark)) for thing in gone])
+    lines = [(version_of(thing), line) for thing in gone for line in delete_lines(thing, config.mark)]
+    failed = kernel.run(lines)
     if failed:
-        raise Fatal(f"cannot remove: {'; '.join(delete_line(gone[n], config.mark) for n in sorted(failed))}")
+        raise Fatal(f"cannot remove: {'; '.join(lines[n][1] for n in sorted(failed))}")
     store.save({key_of(made_record(thing)): None for thing in things}, now)
     if read and ("run",) in read[0]:
         store.save({("run",): read[0]["run",][1]}, now)           # a second batch blanks the lines of the first

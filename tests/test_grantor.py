@@ -1,0 +1,693 @@
+"""Tables of (state of the world, ask) -> answer; and what must never be given twice."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
+import ddpd
+
+HUB = bytes(range(32))
+KEYS = {name: ddpd.keypair(bytes([n]) * 32).public for n, name in enumerate(["alice", "bob", "carol"], 1)}
+WALL = 1_700_000_000.0
+ETH0 = bytes(16) + (1).to_bytes(4, "little")
+HOME = "[pool home]\nprefix = 2001:db8:42::/48\ngive = /56-/64\nlifetime = 1h\n"
+TINY = "[pool home]\nprefix = 2001:db8:42::/63\ngive = /64\nlifetime = 1h\n"
+
+
+def grantee(name: str, more: str = "", pools: str = "home") -> str:
+    return f"[grantee {name}]\nkey = {ddpd.show_key(KEYS[name])}\npools = {pools}\nroute = none\n{more}\n"
+
+
+def want(slot: int, text: str = "::/64", ticket: bytes = b"") -> ddpd.Want:
+    return ddpd.Want(slot, ddpd.parse_prefix(text), ticket)
+
+
+class Hub:
+    """A grantor, spoken to in messages: no datagrams, no sessions."""
+
+    def __init__(self, text: str = HOME, who: Iterable[str] = KEYS, more: str = "limit = 4") -> None:
+        self.more = more
+        self.boot, self.wall, self.stamp = 1000.0, WALL, 0
+        self.runs = dict.fromkeys(KEYS, b"run-----")
+        self.text = text + "".join(grantee(name, more) for name in who)
+        self.node = ddpd.Node(ddpd.read_config(self.text, "t"), HUB, "boot", random.Random(1).randbytes)
+        self.effects: list[ddpd.Effect] = []
+
+    @property
+    def now(self) -> ddpd.Now:
+        return ddpd.Now(self.boot, self.wall)
+
+    @property
+    def grantor(self) -> ddpd.Grantor:
+        return self.node.grantor
+
+    def peer(self, name: str) -> ddpd.Peer:
+        peer = self.grantor.peer_of(KEYS[name])
+        assert peer is not None
+        return peer
+
+    def ask(self, name: str, *wants: ddpd.Want, releases: tuple[int, ...] = (), **more: Any) -> ddpd.Answer:
+        self.stamp += 1
+        ask = ddpd.Ask(stamp=self.stamp, run=self.runs[name], wants=wants, releases=releases, **more)
+        path = ddpd.Path("2001:db8:e::2", 5000, 0, ETH0)
+        peer = self.peer(name)
+        answer, self.effects = self.grantor.heard(peer, ask, path, self.now)
+        peer.stamp = self.stamp
+        return answer
+
+    def get(self, name: str, *wants: ddpd.Want) -> list[ddpd.Prefix]:
+        return [grant.prefix for grant in self.ask(name, *wants).grants if grant.current]
+
+    def refused(self, name: str, *wants: ddpd.Want) -> list[ddpd.Reason]:
+        return [ddpd.Reason(refusal.reason) for refusal in self.ask(name, *wants).refusals]
+
+    def later(self, s: float) -> None:
+        self.boot, self.wall = self.boot + s, self.wall + s
+        self.effects = self.node.woke(self.now)
+
+    def configure(self, text: str, who: Iterable[str] = KEYS, more: str | None = None) -> list[ddpd.Effect]:
+        self.text = text + "".join(grantee(name, self.more if more is None else more) for name in who)
+        return self.node.reconfigure(ddpd.read_config(self.text, "t"), self.now)
+
+    def restart(self, clean: bool = True, lost: bool = False) -> None:
+        """Through the bytes of a lease file."""
+        file = ddpd.LeaseFile()
+        data = b"".join(file.whole(self.node.records(clean, self.now)))
+        self.reborn()
+        if lost:
+            self.node.recover([], True, self.now)
+        else:
+            found, damage = ddpd.parse_lease_file(data.decode().split("\n"))
+            assert not damage + self.node.restore([record for _, record in found.values()], self.now)
+
+    def reborn(self) -> None:
+        self.node = ddpd.Node(ddpd.read_config(self.text, "t"), HUB, "boot", random.Random(2).randbytes)
+
+    def living(self) -> list[ddpd.Prefix]:
+        return [lease.prefix for peer in self.grantor.peers.values() for lease in peer.living()]
+
+
+def saved(effects: Iterable[ddpd.Effect]) -> list[ddpd.Save]:
+    return [effect for effect in effects if isinstance(effect, ddpd.Save)]
+
+
+# ---- same key, same slot, same prefix
+
+def test_a_renewal_gets_the_same_and_writes_nothing() -> None:
+    hub = Hub()
+    first = hub.get("alice", want(0))
+    assert saved(hub.effects)
+    hub.later(1800)
+    assert hub.get("alice", want(0)) == first
+    assert saved(hub.effects) == []
+
+
+@pytest.mark.parametrize("clean", [True, False])
+def test_a_restart_changes_nothing(clean: bool) -> None:
+    hub = Hub()
+    first = hub.get("alice", want(0), want(1, "::/56"))
+    hub.restart(clean)
+    assert hub.get("alice", want(0), want(1, "::/56")) == first
+
+
+@pytest.mark.parametrize("how", ["released", "expired"])
+def test_what_ended_is_held_back_for_who_had_it(how: str) -> None:
+    hub = Hub(TINY)
+    first = hub.get("alice", want(0))
+    if how == "released":
+        hub.ask("alice", releases=(0,))
+    else:
+        hub.later(3601)
+    assert hub.living() == []
+    assert hub.get("bob", want(0)) != first                    # there is another
+    hub.restart()
+    assert hub.get("alice", want(0)) == first
+
+
+def test_oldest_first_when_nothing_else_is_left() -> None:
+    hub = Hub(TINY)
+    first, second = hub.get("alice", want(0)), hub.get("bob", want(0))
+    hub.ask("bob", releases=(0,))
+    hub.later(1)
+    hub.ask("alice", releases=(0,))
+    assert hub.get("carol", want(0)) == second
+    assert hub.get("carol", want(0), want(1)) == second + first
+    assert hub.refused("alice", want(0)) == [ddpd.Reason.FULL]
+
+
+def test_at_most_four_are_held_back() -> None:
+    hub = Hub(more="limit = 8")
+    prefixes = hub.get("alice", *[want(slot) for slot in range(6)])
+    for slot in range(6):
+        hub.later(1)
+        hub.ask("alice", releases=(slot,))
+    assert set(hub.grantor.former) == set(prefixes[2:])
+    assert hub.grantor.is_free(prefixes[0]) and not hub.grantor.is_free(prefixes[2])
+
+
+def test_hold_ends() -> None:
+    hub = Hub()
+    first = hub.get("alice", want(0))
+    hub.ask("alice", releases=(0,))
+    hub.later(30 * 86400 + 1)
+    assert hub.grantor.is_free(first[0]) and hub.grantor.former == {}
+
+
+# ---- refusals
+
+@pytest.mark.parametrize(("text", "wanted", "reason", "says"), [
+    (HOME, want(0, "0.0.0.0/24"), ddpd.Reason.NO_POOL, "IPv4"),
+    (HOME, want(0, "::/48"), ddpd.Reason.LENGTH, "/56 /57"),
+    (HOME, want(0, "::/65"), ddpd.Reason.LENGTH, "/64"),
+    ("[pool home]\nprefix = 2001:db8:42::/64\ngive = /64\nreserve = 2001:db8:42::/64\n", want(0),
+     ddpd.Reason.FULL, "/64"),
+])
+def test_refusals(text: str, wanted: ddpd.Want, reason: ddpd.Reason, says: str) -> None:
+    refusal, = Hub(text).ask("alice", wanted).refusals
+    assert refusal.reason == reason and says in refusal.text and refusal.again_s >= 60
+
+
+def test_what_can_be_granted_is_granted() -> None:
+    answer = Hub().ask("alice", want(0), want(1, "::/48"), want(2))
+    assert [grant.slot for grant in answer.grants] == [0, 2]
+    assert [refusal.slot for refusal in answer.refusals] == [1]
+
+
+def test_the_limit_counts_a_family_and_the_unnamed_unrenewed_slot_goes_first() -> None:
+    text = HOME + "[pool four]\nprefix = 10.0.0.0/16\ngive = /24\n"
+    hub = Hub(text, ["alice"], "limit = 2")
+    hub.configure(text.replace("[grantee", ""), [], "")
+    hub = Hub(text + grantee("alice", "limit = 2", "home four"), [])
+    assert len(hub.get("alice", want(0), want(1), want(2, "0.0.0.0/24"))) == 3
+    assert hub.refused("alice", want(0), want(1), want(3)) == [ddpd.Reason.LIMIT]
+    hub.later(10)
+    hub.ask("alice", want(1))
+    answer = hub.ask("alice", want(3))                         # slot 0 was unrenewed for longest
+    assert [grant.slot for grant in answer.grants] == [3]
+    assert {lease.slot for lease in hub.peer("alice").living()} == {1, 2, 3}
+
+
+def test_lengths_of_the_agreement() -> None:
+    hub = Hub(more="limit = 4\nlengths = /60")
+    assert hub.refused("alice", want(0), want(1, "::/60")) == [ddpd.Reason.LENGTH]
+
+
+def test_ten_new_leases_a_minute() -> None:
+    hub = Hub(more="limit = 256")
+    answer = hub.ask("alice", *[want(slot) for slot in range(12)])
+    assert len(answer.grants) == 10
+    assert {refusal.reason for refusal in answer.refusals} == {ddpd.Reason.RATE}
+    assert 1 <= answer.refusals[0].again_s <= 60
+    assert len(hub.get("bob", want(0))) == 1
+    hub.later(60)
+    assert len(hub.get("alice", want(10), want(11))) == 2
+
+
+def test_a_slot_named_twice_is_an_error_and_changes_nothing() -> None:
+    hub = Hub()
+    for wants, releases in [((want(0), want(0, "::/56")), ()), ((want(3),), (3,)), ((), (1, 1))]:
+        answer = hub.ask("alice", *wants, releases=releases)
+        assert answer.status == ddpd.Status.INVALID and answer.grants == ()
+    assert hub.living() == [] and hub.effects == []
+
+
+def test_more_slots_than_an_ask_may_name() -> None:
+    hub = Hub(more="limit = 256")
+    answer = hub.ask("alice", *[want(slot) for slot in range(ddpd.MAX_SLOTS + 1)])
+    assert answer.status == ddpd.Status.INVALID and hub.living() == []
+
+
+def test_an_unknown_type_is_told() -> None:
+    answer = Hub().ask("alice", want(0), unknown=77)
+    assert (answer.status, answer.unsupported, answer.grants) == (ddpd.Status.UNSUPPORTED, 77, ())
+
+
+def test_a_full_disk_refuses_the_new_and_renews_the_old() -> None:
+    hub = Hub()
+    first = hub.get("alice", want(0))
+    hub.grantor.unsaved([])
+    assert hub.refused("bob", want(0)) == [ddpd.Reason.DISK]
+    assert hub.get("alice", want(0)) == first
+
+
+def test_what_could_not_be_saved_is_not_held() -> None:
+    hub = Hub()
+    prefix, = hub.get("alice", want(0))
+    hub.grantor.unsaved([save.key for save in saved(hub.effects)])
+    assert hub.living() == [] and hub.grantor.is_free(prefix)
+
+
+# ---- tickets
+
+def ticket_of(hub: Hub, name: str, slot: int = 0) -> tuple[str, bytes]:
+    grant, = hub.ask(name, want(slot)).grants
+    return str(grant.prefix), grant.ticket
+
+
+def test_a_ticket_is_confirmed_though_nothing_is_known_of_it() -> None:
+    hub = Hub()
+    prefix, ticket = ticket_of(hub, "alice")
+    hub.restart(lost=True)
+    assert hub.refused("alice", want(0)) == [ddpd.Reason.RECOVERING]
+    assert hub.get("alice", want(0, prefix, ticket)) == [ddpd.parse_prefix(prefix)]
+
+
+@pytest.mark.parametrize("forgery", [
+    "another's", "other slot", "other length", "other prefix", "flipped", "none", "other hour"])
+def test_what_is_no_ticket(forgery: str) -> None:
+    hub = Hub()
+    prefix, ticket = ticket_of(hub, "alice")
+    hub.restart(lost=True)
+    hub.node.grantor.recovering_until = -1.0
+    name, slot = "alice", 0
+    if forgery == "another's":
+        name = "bob"
+    elif forgery == "other slot":
+        slot = 1
+    elif forgery == "other length":
+        prefix = str(ddpd.parse_prefix(prefix).network(60))
+    elif forgery == "other prefix":
+        first = ddpd.parse_prefix(prefix)
+        prefix = str(first._replace(first=first.first ^ (1 << 70)))
+    elif forgery == "flipped":
+        ticket = ticket[:-1] + bytes([ticket[-1] ^ 1])
+    elif forgery == "none":
+        ticket = b""
+    else:
+        ticket = bytes(4) + ticket[4:]
+    assert hub.get(name, want(slot, prefix, ticket)) != [ddpd.parse_prefix(prefix)]
+
+
+def test_a_ticket_for_what_another_holds_is_worth_nothing() -> None:
+    hub = Hub(TINY)
+    prefix, ticket = ticket_of(hub, "alice")
+    hub.restart(lost=True)
+    hub.node.grantor.recovering_until = -1.0
+    while prefix not in map(str, hub.living()):
+        hub.get("bob", want(len(hub.living())))
+    assert str(hub.get("alice", want(0, prefix, ticket))) != prefix
+    assert len(set(hub.living())) == len(hub.living())
+
+
+def test_an_old_ticket_is_no_claim() -> None:
+    hub = Hub()
+    prefix, ticket = ticket_of(hub, "alice")
+    hub.wall += 3 * 3600
+    hub.restart(lost=True)
+    assert hub.refused("alice", want(0, prefix, ticket)) == [ddpd.Reason.RECOVERING]
+
+
+def test_a_ticket_of_the_future_counts_as_now() -> None:
+    hub = Hub()
+    prefix, ticket = ticket_of(hub, "alice")
+    hub.wall = 0.0
+    hub.restart(lost=True)
+    assert hub.get("alice", want(0, prefix, ticket)) == [ddpd.parse_prefix(prefix)]
+
+
+def test_a_ticket_for_what_is_no_longer_agreed() -> None:
+    hub = Hub()
+    prefix, ticket = ticket_of(hub, "alice")
+    hub.restart(lost=True)
+    hub.configure(HOME.replace(":42:", ":43:"))
+    assert str(hub.get("alice", want(0, prefix, ticket))) != prefix
+
+
+@pytest.mark.parametrize("text", [HOME + "reserve = 2001:db8:42::/49 2001:db8:42:8000::/49\n"])
+def test_no_ticket_opens_what_is_reserved(text: str) -> None:
+    hub = Hub()
+    prefix, ticket = ticket_of(hub, "alice")
+    hub.restart(lost=True)
+    hub.configure(text)
+    assert hub.get("alice", want(0, prefix, ticket)) == []
+
+
+def test_recovering_ends_with_the_longest_lifetime() -> None:
+    hub = Hub()
+    hub.restart(lost=True)
+    refusal, = hub.ask("alice", want(0)).refusals
+    assert refusal.reason == ddpd.Reason.RECOVERING and "3600" in refusal.text
+    hub.later(3601)
+    assert hub.get("alice", want(0))
+
+
+def test_recovering_does_not_come_back_after_it_has_ended() -> None:
+    """What the lease file says of it must end when it ends: a crash much later is not an amnesia."""
+    hub = Hub()
+    hub.restart(lost=True)
+    records = list(hub.node.records(False, hub.now))
+    assert {"kind": "recovering", "left": 3600} in records
+    struck = []
+    for _ in range(4):
+        hub.later(1000)
+        struck += [save.key for save in saved(hub.effects) if save.record is None]
+    hub.ask("alice", want(0))
+    struck += [save.key for save in saved(hub.effects) if save.record is None]
+    assert ("recovering",) in struck
+
+
+# ---- pools that change
+
+def test_a_renumbering_deprecates_the_old_and_repeats_it() -> None:
+    hub = Hub()
+    old, = hub.get("alice", want(0))
+    hub.configure(HOME.replace(":42:", ":43:"))
+    for _ in range(2):
+        answer = hub.ask("alice", want(0))
+        new = [grant for grant in answer.grants if grant.current]
+        assert [grant.prefix for grant in answer.grants if not grant.current] == [old]
+        assert new[0].prefix != old and new[0].preferred_s == 1800
+        assert [grant.preferred_s for grant in answer.grants if not grant.current] == [0]
+        hub.later(60)
+    hub.later(3600)
+    assert old not in hub.living()
+
+
+def test_a_renumbering_that_is_taken_back() -> None:
+    hub = Hub()
+    old = hub.get("alice", want(0))
+    hub.configure(HOME.replace(":42:", ":43:"))
+    hub.ask("alice", want(0))
+    hub.configure(HOME)
+    assert hub.get("alice", want(0)) == old
+
+
+def test_another_length_deprecates() -> None:
+    hub = Hub()
+    old, = hub.get("alice", want(0))
+    answer = hub.ask("alice", want(0, "::/60"))
+    assert {(grant.prefix.length, grant.current) for grant in answer.grants} == {(60, True), (64, False)}
+    assert not hub.grantor.is_free(old)
+
+
+def test_a_deprecated_lease_is_kept_to_the_end_that_was_promised() -> None:
+    """However often the grantee changes its mind: what it was promised is nobody else's."""
+    hub = Hub()
+    for length in range(56, 64):
+        hub.ask("alice", want(0, f"::/{length}"))
+        hub.later(7)
+        for lease in hub.peer("alice").leases:
+            assert not hub.grantor.is_free(lease.prefix)
+    promised = hub.grantor.peers[KEYS["alice"]]
+    assert len({lease.prefix for lease in promised.leases}) >= 8 or len(promised.living()) < 8
+    assert all(not hub.grantor.is_free(p) for p in hub.living())
+
+
+def test_a_shorter_lifetime_does_not_shorten_what_was_promised() -> None:
+    """The answer that says so may be lost."""
+    hub = Hub()
+    prefix, = hub.get("alice", want(0))
+    hub.configure(HOME.replace("1h", "10m"))
+    hub.ask("alice", want(0))
+    hub.later(601)
+    assert prefix in hub.living() or not hub.grantor.is_free(prefix)
+
+
+# ---- pins
+
+PIN = "pin = 2001:db8:42:1200::/56\nlimit = 4"
+
+
+def test_a_pin_is_given_to_its_owner_and_nobody_else() -> None:
+    pin = ddpd.parse_prefix("2001:db8:42:1200::/56")
+    hub = Hub(HOME + grantee("alice", PIN), ["bob"])
+    assert hub.get("alice", want(0, "::/56")) == [pin]
+    assert not hub.grantor.is_free(pin)
+    hub.ask("alice", releases=(0,))
+    assert not hub.grantor.is_free(pin)
+    hub.restart()
+    assert hub.get("alice", want(0, "::/56")) == [pin]
+
+
+def test_a_pin_answers_any_length_unless_another_slot_asks_for_just_that() -> None:
+    pin = ddpd.parse_prefix("2001:db8:42:1200::/56")
+    hub = Hub(HOME + grantee("alice", PIN), [])
+    assert hub.get("alice", want(0)) == [pin]
+    hub = Hub(HOME + grantee("alice", PIN), [])
+    got = hub.get("alice", want(0), want(1, "::/56"))
+    assert got[1] == pin and got[0].length == 64
+
+
+def test_a_pin_outside_of_all_pools() -> None:
+    hub = Hub(HOME + grantee("alice", "pin = 10.1.2.3/32"), [])
+    assert hub.get("alice", want(0, "0.0.0.0/32")) == [ddpd.parse_prefix("10.1.2.3/32")]
+    assert hub.ask("alice", want(0, "0.0.0.0/32")).grants[0].valid_s == 3600
+
+
+@pytest.mark.parametrize("length", [52, 56, 60])
+def test_a_new_pin_waits_until_the_lease_that_it_overlaps_is_over(length: int) -> None:
+    hub = Hub(HOME, ["alice", "bob"])
+    lease, = hub.get("alice", want(0, "::/56"))
+    pin = lease.network(length) if length <= 56 else lease._replace(length=length)
+    text = HOME + grantee("bob", f"pin = {pin}\n")
+    hub.configure(text, ["alice"])
+    assert hub.refused("bob", want(0, f"::/{length}")) == [ddpd.Reason.FULL]
+    hub.ask("alice", releases=(0,))
+    assert hub.get("bob", want(0, f"::/{length}")) == [pin]
+
+
+def test_a_pin_of_a_pool_that_is_gone_waits_too() -> None:
+    other = "[pool other]\nprefix = 2001:db8:77::/48\ngive = /56\nlifetime = 1h\n"
+    hub = Hub(HOME, ["alice", "bob"])
+    lease, = hub.get("alice", want(0, "::/56"))
+    hub.configure(other + grantee("bob", f"pin = {lease}", "other") + grantee("alice", "", "other"), [])
+    assert hub.get("bob", want(0, "::/56")) != [lease]
+
+
+# ---- clones
+
+def test_runs_a_b_a_are_two_machines() -> None:
+    hub = Hub()
+    a, b = b"run----a", b"run----b"
+    hub.runs["alice"] = a
+    assert hub.get("alice", want(0))
+    hub.runs["alice"] = b
+    assert hub.get("alice", want(0))                           # a restart, for all that is known
+    hub.runs["alice"] = a
+    assert hub.get("alice", want(0))
+    assert any("clone" in effect.text for effect in hub.effects if isinstance(effect, ddpd.Note))
+    hub.runs["alice"] = b
+    assert hub.refused("alice", want(0)) == [ddpd.Reason.CLONE]
+    hub.later(3601)                                            # the other has gone
+    assert hub.get("alice", want(0))
+
+
+def test_restarts_are_no_clones() -> None:
+    hub = Hub()
+    for n in range(20):
+        hub.runs["alice"] = b"run-%04d" % n
+        assert hub.get("alice", want(0))
+
+
+# ---- what is taken
+
+def test_nothing_is_given_twice() -> None:
+    """A year of asks by three grantees that change their minds."""
+    dice = random.Random(4)
+    hub = Hub("[pool home]\nprefix = 2001:db8:42::/60\ngive = /61-/64\nlifetime = 1h\n", more="limit = 3")
+    for _ in range(3000):
+        name = dice.choice(list(KEYS))
+        wants = [want(slot, f"::/{dice.randint(61, 64)}") for slot in range(4) if dice.random() < 0.3]
+        named = {w.slot for w in wants}
+        hub.ask(name, *wants, releases=tuple(s for s in range(4) if s not in named and dice.random() < 0.2))
+        hub.later(dice.choice([1, 20, 600]))
+        if dice.random() < 0.02:
+            hub.restart()
+        living = sorted(hub.living())
+        for one, other in zip(living, living[1:], strict=False):
+            assert not one.overlaps(other)
+
+
+@pytest.mark.parametrize(("pool", "length", "never"), [
+    ("10.0.0.0/29", 32, {"10.0.0.0", "10.0.0.7"}), ("2001:db8::/125", 128, {"2001:db8::"}),
+    ("10.0.0.0/31", 32, set())])
+def test_never_the_network_broadcast_or_anycast_address(pool: str, length: int, never: set[str]) -> None:
+    hub = Hub(f"[pool home]\nprefix = {pool}\ngive = /{length}\n", ["alice"], "limit = 9")
+    any_of = "::/128" if length == 128 else "0.0.0.0/32"
+    got = {p.host for p in hub.get("alice", *[want(slot, any_of) for slot in range(8)])}
+    whole = ddpd.parse_prefix(pool)
+    assert got == {ddpd.Prefix(whole.version, whole.first + n, length).host
+                   for n in range(whole.size)} - never
+
+
+def test_the_anycast_address_of_every_subnet_is_left_out() -> None:
+    hub = Hub("[pool home]\nprefix = 2001:db8::/63\ngive = /128\nreserve = "
+              + " ".join(f"{p}" for p in halves("2001:db8::/64")) + "\n", ["alice"])
+    assert hub.refused("alice", want(0, "::/128"), want(1, "::/128")) != []
+
+
+def halves(text: str) -> list[ddpd.Prefix]:
+    """All of a /64 and its neighbour but the two first addresses of the neighbour."""
+    whole = ddpd.parse_prefix(text)
+    other = whole.first + (1 << 64)
+    return [whole, *(ddpd.Prefix(6, other + (1 << n), 128 - n) for n in range(1, 64))][:64] + [
+        ddpd.Prefix(6, other + 1, 128)]
+
+
+# ---- sessions, stale asks, nudges: in datagrams
+
+LEAF = bytes([1]) * 32
+AT = ddpd.Path("2001:db8:e::2", 5000, 0, ETH0)
+HUB_AT = ddpd.Path("2001:db8::1", 3373)
+
+
+class Pair:
+    """Hub and alice in real datagrams."""
+
+    def __init__(self, text: str = HOME, lines: str = "::/64") -> None:
+        self.hub = Hub(text)
+        self.lines = lines
+        self.leaf = self.fresh_leaf()
+
+    def fresh_leaf(self) -> ddpd.Node:
+        text = (f"[grantor h]\nkey = {ddpd.show_key(self.hub.node.s.public)}\naddress = 2001:db8::1\n"
+                f"ask = {self.lines}\n")
+        leaf = ddpd.Node(ddpd.read_config(text, "l"), LEAF, "boot", random.Random(3).randbytes)
+        leaf.start(self.now)
+        leaf.resolved("h", "2001:db8::1", (HUB_AT,), self.now)
+        return leaf
+
+    @property
+    def now(self) -> ddpd.Now:
+        return self.hub.now
+
+    def ask(self) -> bytes:
+        return self.leaf.compose("h", AT.host, self.now)
+
+    def hear(self, ask: bytes) -> bytes:
+        self.effects = self.hub.node.received(ask, AT, self.now)
+        return next(effect.datagram for effect in self.effects if isinstance(effect, ddpd.Send))
+
+    def apply(self, answer: bytes) -> list[ddpd.Effect]:
+        return self.leaf.received(answer, HUB_AT, self.now, "h")
+
+    def trip(self) -> list[ddpd.Effect]:
+        return self.apply(self.hear(self.ask()))
+
+    @property
+    def held(self) -> set[str]:
+        return {str(held.prefix) for held in self.leaf.grantees["h"].held if held.current}
+
+
+def test_save_comes_before_send() -> None:
+    pair = Pair()
+    pair.hear(pair.ask())
+    kinds = [type(effect) for effect in pair.effects]
+    assert kinds.index(ddpd.Save) < kinds.index(ddpd.Send) == len(kinds) - 1
+
+
+def test_a_replayed_ask_is_stale_at_most_once_a_second() -> None:
+    pair = Pair()
+    ask = pair.ask()
+    pair.apply(pair.hear(ask))
+    before = [(lease.prefix, lease.valid_until) for lease in pair.hub.peer("alice").leases]
+    pair.hub.later(100)
+    assert len(pair.hear(ask)) == len(ask)
+    assert [(lease.prefix, lease.valid_until) for lease in pair.hub.peer("alice").leases] == before
+    for moment in (0.0, 0.5):
+        pair.hub.later(moment)
+        with pytest.raises(ddpd.Drop, match="stale"):
+            pair.hear(ask)
+    pair.hub.later(0.5)
+    pair.hear(ask)
+    assert pair.hub.node.counters["sent_stale"] == 2
+
+
+def test_after_a_restart_a_known_grantee_asks_twice() -> None:
+    pair = Pair()
+    pair.trip()
+    first = pair.held
+    pair.hub.restart()
+    pair.leaf.initiators["h"].session = None
+    assert pair.trip() == [ddpd.Call("h")]                     # stale: once more, sealed
+    pair.trip()
+    assert pair.held == first and pair.hub.node.counters["sent_sealed"] == 1
+
+
+def test_after_stale_two_slots_still_fit() -> None:
+    pair = Pair(lines="::/64\n  ::/60\n  ::/56\n  ::/62")
+    pair.trip()
+    assert len(pair.held) == 4
+    pair.hub.restart()
+    pair.leaf.initiators["h"].session = None
+    pair.trip()
+    answer = pair.hear(pair.ask())
+    again = pair.apply(answer)
+    if ddpd.Call("h") in again:                                # ... or is asked for at once
+        pair.trip()
+    until = {held.valid_until for held in pair.leaf.grantees["h"].held}
+    assert len(until) <= 2 and len(pair.held) == 4
+
+
+def test_an_answer_is_never_longer_than_its_ask() -> None:
+    text = HOME + "dns = " + " ".join(f"2001:db8::{n:x}" for n in range(1, 15)) + "\n"
+    pair = Pair(text, "::/64\n  ::/60\n  ::/56\n  ::/62")
+    for _ in range(6):
+        ask = pair.ask()
+        answer = pair.hear(ask)
+        assert len(answer) == len(ask) <= ddpd.MAX_DATAGRAM
+        pair.apply(answer)
+        pair.hub.later(1)
+    assert len(pair.held) == 4 and len(pair.leaf.grantees["h"].options["dns"]) == 14
+
+
+@pytest.mark.parametrize("trips", [1, 2])
+def test_a_renumbering_is_nudged_at_once(trips: int) -> None:
+    """After the first answer already: its session is all that the grantee has."""
+    pair = Pair()
+    for _ in range(trips):
+        pair.trip()
+    old = pair.held
+    pair.hub.configure(HOME.replace(":42:", ":43:"))
+    pair.hub.later(0)
+    nudge, = [effect.datagram for effect in pair.hub.effects if isinstance(effect, ddpd.Send)]
+    assert len(nudge) <= 128
+    assert ddpd.Call("h") in pair.apply(nudge)
+    pair.trip()
+    assert pair.held != old and len(pair.held) == 1
+    pair.hub.later(5)
+    assert not any(isinstance(effect, ddpd.Send) for effect in pair.hub.effects)
+
+
+def test_eight_nudges_at_most() -> None:
+    pair = Pair()
+    pair.trip()
+    pair.trip()
+    pair.hub.configure(HOME.replace(":42:", ":43:"))
+    at = []
+    for tenth in range(6000):
+        pair.hub.later(0.1)
+        at += [tenth / 10 for effect in pair.hub.effects if isinstance(effect, ddpd.Send)]
+    assert len(at) == ddpd.NUDGES
+    gaps = [round(b - a) for a, b in zip(at, at[1:], strict=False)]
+    assert gaps == [1, 2, 4, 8, 16, 32, 64]
+
+
+# ---- reach
+
+LAN = ddpd.Links({1: "eth0"}, ((1, ddpd.parse_interface("2001:db8:e::1/64")),))
+
+
+@pytest.mark.parametrize(("source", "links", "why"), [
+    ("2001:db8:e::2", LAN, ""),
+    ("2001:db8:e::3", LAN, "changes addresses"),
+    (None, LAN, "changes addresses"),
+    ("2001:db8:e::2", ddpd.Links(), "not a neighbour"),
+    ("2001:db8:e::2", ddpd.Links({1: "eth0"}, ((2, LAN.addresses[0][1]),)), "not a neighbour")])
+def test_who_relays_an_ask_draws_no_traffic(source: str | None, links: ddpd.Links, why: str) -> None:
+    hub = Hub(HOME + grantee("alice").replace("route = none\n", ""), [])
+    hub.grantor.links = links
+    prefix, = [g.prefix for g in hub.ask(
+        "alice", want(0), source=source and ddpd.parse_host(source)).grants]
+    lease, = hub.peer("alice").leases
+    if why:
+        assert lease.reach is None and why in lease.why and hub.node.wanted.things == {}
+    else:
+        route = ddpd.Route(prefix, ddpd.MAIN, ddpd.Reach("2001:db8:e::2", "eth0"))
+        assert list(hub.node.wanted.things.values()) == [route]
+        hub.ask("alice", releases=(0,))
+        assert hub.node.wanted.things == {}

@@ -1,0 +1,209 @@
+"""Things become words of `ip`, and what the kernel says becomes things."""
+
+from __future__ import annotations
+
+import random
+import socket
+import struct
+from typing import Any
+
+import pytest
+
+import ddpd
+
+NOW = ddpd.Now(1000.0, 0.0)
+P6, P4 = ddpd.parse_prefix("2001:db8:1::/56"), ddpd.parse_prefix("10.1.0.0/16")
+A6, A4 = ddpd.parse_interface("2001:db8:1::1/64"), ddpd.parse_interface("10.1.0.1/24")
+VIA6, VIA4 = ddpd.Reach("fe80::1", "eth0"), ddpd.Reach("192.0.2.1", "")
+
+LINES: list[tuple[ddpd.Thing, str, str]] = [
+    (ddpd.Route(P6, 254),
+     "route replace unreachable 2001:db8:1::/56 table 254 proto 221 metric 22100",
+     "route del unreachable 2001:db8:1::/56 table 254 proto 221 metric 22100"),
+    (ddpd.Route(P6, 254, VIA6),
+     "route replace 2001:db8:1::/56 via fe80::1 dev eth0 table 254 proto 221 metric 22100",
+     "route del 2001:db8:1::/56 via fe80::1 dev eth0 table 254 proto 221 metric 22100"),
+    (ddpd.Route(P4, 254, VIA4),
+     "route replace 10.1.0.0/16 via 192.0.2.1 table 254 proto 221 metric 22100",
+     "route del 10.1.0.0/16 via 192.0.2.1 table 254 proto 221 metric 22100"),
+    (ddpd.Route(ddpd.parse_prefix("::/0"), 22101, ddpd.Reach("", "wg0")),
+     "route replace ::/0 dev wg0 table 22101 proto 221 metric 22100",
+     "route del ::/0 dev wg0 table 22101 proto 221 metric 22100"),
+    (ddpd.Address("br0", A6, NOW.boot + 60, NOW.boot + 120.9),
+     "addr replace 2001:db8:1::1/64 dev br0 valid_lft 120 preferred_lft 60",
+     "addr del 2001:db8:1::1/64 dev br0"),
+    (ddpd.Address("br0", A4, 0.0, NOW.boot - 5),
+     "addr replace 10.1.0.1/24 dev br0 valid_lft 1 preferred_lft 0", "addr del 10.1.0.1/24 dev br0"),
+    (ddpd.Address("br0", A6, float("inf"), float("inf")),
+     "addr replace 2001:db8:1::1/64 dev br0 valid_lft forever preferred_lft forever",
+     "addr del 2001:db8:1::1/64 dev br0"),
+    (ddpd.Rule(6, None, 254), "rule add pref 22100 lookup main suppress_prefixlength 0",
+     "rule del pref 22100 lookup main suppress_prefixlength 0"),
+    (ddpd.Rule(4, P4, 22103), "rule add pref 22101 from 10.1.0.0/16 lookup 22103",
+     "rule del pref 22101 from 10.1.0.0/16 lookup 22103"),
+]
+
+
+@pytest.mark.parametrize(("thing", "add", "delete"), LINES, ids=[row[1][:40] for row in LINES])
+def test_words(thing: ddpd.Thing, add: str, delete: str) -> None:
+    assert ddpd.add_line(thing, 221, NOW) == add
+    assert ddpd.delete_line(thing, 221) == delete
+
+
+def test_another_mark() -> None:
+    assert ddpd.add_line(ddpd.Route(P6, 254), 99, NOW).endswith("proto 99 metric 9900")
+    assert "pref 9901 " in ddpd.add_line(ddpd.Rule(6, P6, 9901), 99, NOW)
+
+
+# ---- plan
+
+def state(*things: ddpd.Thing) -> dict[ddpd.Key, ddpd.Thing]:
+    return {ddpd.thing_key(thing): thing for thing in things}
+
+
+def planned(had: dict[ddpd.Key, ddpd.Thing], wants: dict[ddpd.Key, ddpd.Thing]) -> Any:
+    return ddpd.plan(had, wants, had.keys() | wants.keys())
+
+
+def test_nothing_to_do() -> None:
+    there = state(*[row[0] for row in LINES])
+    assert planned(there, there) == ([], []) and planned({}, {}) == ([], [])
+
+
+def test_routes_come_first_and_go_last() -> None:
+    things = [ddpd.Route(P6, 254), ddpd.Address("br0", A6, 1, 2), ddpd.Rule(6, P6, 22101)]
+    assert planned({}, state(*reversed(things))) == ([], things)
+    assert planned(state(*things), {}) == (things[::-1], [])
+
+
+def test_what_changes_is_replaced_and_not_removed() -> None:
+    gone, new = planned(state(ddpd.Route(P6, 254)), state(ddpd.Route(P6, 254, VIA6)))
+    assert (gone, new) == ([], [ddpd.Route(P6, 254, VIA6)])
+    gone, new = planned(state(ddpd.Address("br0", A6, 1, 2)), state(ddpd.Address("br0", A6, 3, 4)))
+    assert (gone, new) == ([], [ddpd.Address("br0", A6, 3, 4)])
+
+
+def test_only_the_named_keys_are_looked_at() -> None:
+    one, other = ddpd.Route(P6, 254), ddpd.Route(P4, 254)
+    assert ddpd.plan({}, state(one, other), [ddpd.thing_key(one)]) == ([], [one])
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_any_state_becomes_any_other_and_then_rests(seed: int) -> None:
+    dice = random.Random(seed)
+    pool = [ddpd.Route(ddpd.Prefix(6, n << 64, 64), 254, dice.choice([ddpd.Reach("", ""), VIA6]))
+            for n in range(8)] + [ddpd.Address("br0", A6, 1, n) for n in range(3)] + [
+        ddpd.Rule(6, None, 254), ddpd.Rule(6, P6, 22101), ddpd.Rule(6, P6, 22102)]
+    had, wants = (state(*dice.sample(pool, dice.randrange(10))) for _ in range(2))
+    gone, new = planned(had, wants)
+    for thing in gone:
+        assert had.pop(ddpd.thing_key(thing)) == thing
+    had.update(state(*new))
+    assert had == wants and planned(had, wants) == ([], [])
+
+
+def test_wanted_tells_what_has_changed() -> None:
+    wanted, route = ddpd.Wanted(), ddpd.Route(P6, 254)
+    wanted.put(route)
+    assert wanted.changed == {ddpd.thing_key(route)}
+    wanted.changed.clear()
+    wanted.put(route)
+    wanted.take(("no", "such"))
+    assert wanted.changed == set()
+    wanted.take(ddpd.thing_key(route))
+    assert wanted.changed == {ddpd.thing_key(route)} and wanted.things == {}
+
+
+# ---- netlink, in bytes that the kernel would send
+
+def attribute(number: int, value: bytes) -> bytes:
+    return struct.pack("=HH", 4 + len(value), number) + value + bytes(-len(value) % 4)
+
+
+def message(kind: int, body: bytes) -> bytes:
+    return struct.pack("=IHHII", 16 + len(body), kind, 2, 1, 0) + body + bytes(-len(body) % 4)
+
+
+def u32(n: int) -> bytes:
+    return struct.pack("=I", n)
+
+
+def route(prefix: ddpd.Prefix, kind: int = 1, proto: int = 221, metric: int = 22100, table: int = 254,
+          more: bytes = b"") -> bytes:
+    family = socket.AF_INET if prefix.version == 4 else socket.AF_INET6
+    head = struct.pack("=BBBBBBBBI", family, prefix.length, 0, 0, min(table, 252), proto, 0, kind, 0)
+    destination = attribute(1, prefix.packed) if prefix.length else b""
+    return head + destination + attribute(15, u32(table)) + attribute(6, u32(metric)) + more
+
+
+def rule(version: int, pref: int, source: ddpd.Prefix | None, table: int) -> bytes:
+    family = socket.AF_INET if version == 4 else socket.AF_INET6
+    head = struct.pack("=BBBBBBBBI", family, 0, source.length if source else 0, 0, min(table, 252), 0, 0, 1, 0)
+    src = attribute(2, source.packed) if source else b""
+    return head + attribute(15, u32(table)) + attribute(6, u32(pref)) + src
+
+
+NAMES = {1: "lo", 2: "eth0", 5: "wg0"}
+
+
+@pytest.mark.parametrize(("body", "thing"), [
+    (route(P6, kind=7, more=attribute(4, u32(1))), ddpd.Route(P6, 254)),
+    (route(P4, kind=7), ddpd.Route(P4, 254)),
+    (route(P6, more=attribute(5, bytes.fromhex("fe80" + "00" * 13 + "01")) + attribute(4, u32(2))),
+     ddpd.Route(P6, 254, VIA6)),
+    (route(P4, more=attribute(5, bytes([192, 0, 2, 1])) + attribute(4, u32(2))),
+     ddpd.Route(P4, 254, ddpd.Reach("192.0.2.1", "eth0"))),
+    (route(ddpd.parse_prefix("::/0"), table=22101, more=attribute(4, u32(5))),
+     ddpd.Route(ddpd.parse_prefix("::/0"), 22101, ddpd.Reach("", "wg0"))),
+    (route(P6, proto=2), None), (route(P6, proto=99), None), (route(P6, metric=1024), None),
+    (route(P6, metric=0), None)])
+def test_routes_of_the_kernel(body: bytes, thing: ddpd.Route | None) -> None:
+    assert ddpd.route_of(body, 221, NAMES) == thing
+
+
+@pytest.mark.parametrize(("body", "thing"), [
+    (rule(6, 22100, None, 254), ddpd.Rule(6, None, 254)), (rule(4, 22100, None, 254), ddpd.Rule(4, None, 254)),
+    (rule(6, 22101, P6, 22101), ddpd.Rule(6, P6, 22101)), (rule(4, 22101, P4, 22105), ddpd.Rule(4, P4, 22105)),
+    (rule(6, 0, None, 255), None), (rule(6, 32766, None, 254), None), (rule(4, 22102, P4, 22101), None)])
+def test_rules_of_the_kernel(body: bytes, thing: ddpd.Rule | None) -> None:
+    assert ddpd.rule_of(body, 221) == thing
+
+
+def address(index: int, own: ddpd.Prefix, local: bool) -> bytes:
+    family = socket.AF_INET if own.version == 4 else socket.AF_INET6
+    head = struct.pack("=BBBBI", family, own.length, 0, 0, index)
+    peer = attribute(1, bytes(len(own.packed))) if local else attribute(1, own.packed)
+    return head + peer + (attribute(2, own.packed) if local else b"")
+
+
+def link(index: int, name: str) -> bytes:
+    return struct.pack("=BBHiII", 0, 0, 1, index, 1, 0) + attribute(3, name.encode() + b"\0")
+
+
+def test_links_and_addresses_of_the_kernel() -> None:
+    data = b"".join([message(16, link(2, "eth0")), message(16, link(5, "wg0")),
+                     message(20, address(2, A6, local=False)), message(20, address(2, A4, local=True))])
+    links = ddpd.links_of(ddpd.netlink_messages(data))
+    assert links == ddpd.Links({2: "eth0", 5: "wg0"}, ((2, A6), (2, A4)))
+    assert links.neighbour(ddpd.parse_host("2001:db8:1::9"), 2)
+    assert not links.neighbour(ddpd.parse_host("2001:db8:1::9"), 5)
+    assert not links.neighbour(ddpd.parse_host("2001:db8:1::1"), 2), "that is ourselves"
+    assert not links.neighbour(ddpd.parse_host("2001:db8:2::9"), 2)
+    assert links.neighbour(ddpd.parse_host("10.1.0.77"), 2)
+
+
+def test_a_host_address_has_no_neighbours() -> None:
+    links = ddpd.Links({2: "eth0"}, ((2, ddpd.parse_interface("10.0.0.1/32")),))
+    assert not links.neighbour(ddpd.parse_host("10.0.0.1"), 2)
+    assert not links.neighbour(ddpd.parse_host("10.0.0.2"), 2)
+
+
+def test_junk_from_the_kernel_ends() -> None:
+    dice = random.Random(2)
+    good = message(24, route(P6)) + message(16, link(2, "eth0")) + message(20, address(2, A6, False))
+    for _ in range(3000):
+        wild = bytearray(good[:dice.randrange(len(good))])
+        for _ in range(min(3, len(wild))):
+            wild[dice.randrange(len(wild))] = dice.choice([0, 1, 255])
+        assert len(list(ddpd.netlink_messages(bytes(wild)))) <= len(wild) // 16 + 1
+        ddpd.attributes(bytes(wild), 12)

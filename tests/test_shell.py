@@ -1,0 +1,275 @@
+"""Below the waterline: a disk that is full, effects in order, one daemon a lease file."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ddpd
+
+NOW = ddpd.Now(1000.0, 1_700_000_000.0)
+
+
+def record(n: int, **more: Any) -> ddpd.Record:
+    return {"kind": "slot", "grantor": "h", "line": f"6/56#{n}", "slot": n, **more}
+
+
+def lease(n: int) -> ddpd.Record:
+    made = ddpd.Lease(bytes(32), n, ddpd.parse_prefix(f"2001:db8:{n:x}::/64"), ddpd.LeaseState.ACTIVE, 60.0, 2e3)
+    return made.record(NOW)
+
+
+def changes(*records: ddpd.Record) -> dict[ddpd.Key, ddpd.Record | None]:
+    return {ddpd.key_of(record): record for record in records}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[ddpd.Store]:
+    made = ddpd.Store(str(tmp_path / "state" / "leases.json"))
+    made.acquire()
+    made.rewrite([record(1), lease(1)])
+    yield made
+    if made.fd >= 0:
+        os.close(made.fd)
+    os.close(made.lock)
+
+
+def on_disk(store: ddpd.Store) -> list[ddpd.Record]:
+    rows = [row for row in json.loads(Path(store.path).read_text()) if row["kind"] != "file"]
+    return [{name: value for name, value in row.items() if name != "serial"} for row in rows]
+
+
+def full(*_: Any, **__: Any) -> int:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+# ---- the store
+
+def test_what_is_saved_is_there_after_a_restart(store: ddpd.Store) -> None:
+    assert store.save(changes(record(2), lease(1)), NOW) == set()
+    again = ddpd.Store(store.path)
+    read = again.read()
+    assert read is not None and {key[:2] for key in read[0]} >= {("slot", "h")} and read[1] == []
+    assert record(2) in on_disk(store)
+
+
+def test_the_file_and_its_lock_are_ours_alone(store: ddpd.Store) -> None:
+    for path in (store.path, store.path + ".lock"):
+        assert os.stat(path).st_mode & 0o077 == 0
+    assert os.stat(os.path.dirname(store.path)).st_mode & 0o077 == 0
+
+
+def test_one_daemon_a_lease_file(store: ddpd.Store) -> None:
+    with pytest.raises(ddpd.Fatal, match="in use"):
+        ddpd.Store(store.path).acquire()
+
+
+def test_the_lock_goes_with_the_process(store: ddpd.Store) -> None:
+    os.close(store.lock)
+    other = ddpd.Store(store.path)
+    other.acquire()
+    store.lock = other.lock
+
+
+@pytest.mark.parametrize("broken", ["pwrite", "fdatasync"])
+def test_a_failed_save_says_what_is_new(store: ddpd.Store, broken: str,
+                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ddpd.os, broken, full)
+    assert store.save(changes(lease(1), lease(2)), NOW) == {ddpd.key_of(lease(2))}
+    assert store.retry_at == NOW.boot + ddpd.RETRY_DISK_S
+    monkeypatch.undo()
+    assert store.save(changes(lease(3)), NOW) == {ddpd.key_of(lease(3))}, "not before a rewrite"
+    store.rewrite([lease(1), lease(2)])
+    assert store.save(changes(lease(3)), NOW) == set()
+    assert [row["slot"] for row in on_disk(store)] == [1, 2, 3]
+
+
+def test_a_short_write_is_a_full_disk(store: ddpd.Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ddpd.os, "pwrite", lambda *_: 10)
+    assert store.save(changes(lease(2)), NOW) == {ddpd.key_of(lease(2))}
+
+
+@pytest.mark.parametrize("broken", ["open", "fsync", "rename"])
+def test_a_failed_rewrite_leaves_the_old_file(store: ddpd.Store, broken: str,
+                                              monkeypatch: pytest.MonkeyPatch) -> None:
+    before = Path(store.path).read_bytes()
+    monkeypatch.setattr(ddpd.os, broken, full)
+    with pytest.raises(OSError, match="space"):
+        store.rewrite([record(n) for n in range(50)])
+    monkeypatch.undo()
+    assert Path(store.path).read_bytes() == before
+    assert not os.path.exists(store.path + ".new")
+    assert store.save(changes(lease(2)), NOW) == set()
+    assert lease(2) in on_disk(store)
+
+
+def test_a_rewrite_that_cannot_be_written_half_way(store: ddpd.Store) -> None:
+    before = Path(store.path).read_bytes()
+
+    def records() -> Iterator[ddpd.Record]:
+        yield record(1)
+        full()
+    with pytest.raises(OSError, match="space"):
+        store.rewrite(records())
+    assert Path(store.path).read_bytes() == before and not os.path.exists(store.path + ".new")
+
+
+def test_a_missing_file_is_none_and_a_newer_one_fatal(tmp_path: Path) -> None:
+    store = ddpd.Store(str(tmp_path / "l.json"))
+    assert store.read() is None
+    (tmp_path / "l.json").write_text('[{"kind": "file", "version": 99}\n]\n')
+    with pytest.raises(ddpd.Fatal, match="version 99"):
+        store.read()
+    (tmp_path / "d").mkdir()
+    with pytest.raises(ddpd.Fatal, match="cannot read"):
+        ddpd.Store(str(tmp_path / "d")).read()
+
+
+# ---- effects in order
+
+class Acts:
+    """What a daemon did, in the order in which it did it."""
+
+    def __init__(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.did: list[str] = []
+        daemon = self.daemon = ddpd.Daemon.__new__(ddpd.Daemon)
+        daemon.store = ddpd.Store(str(tmp_path / "l.json"))
+        daemon.store.rewrite([])
+        daemon.node = ddpd.Node(ddpd.read_config("", "t"), bytes(32), "b", os.urandom)
+        daemon.config = daemon.node.config
+        daemon.marked = True
+        real = daemon.store.save
+
+        def save(saves: Any, now: ddpd.Now) -> set[ddpd.Key]:
+            self.did.append("save")
+            return real(saves, now)
+        monkeypatch.setattr(daemon.store, "save", save)
+        monkeypatch.setattr(daemon, "install", lambda _: self.did.append("install"))
+        monkeypatch.setattr(ddpd.Daemon, "ACTIONS", {
+            ddpd.Send: lambda _, effect, __: self.did.append(f"send {effect.datagram.decode()}"),
+            ddpd.Note: lambda _, effect, __: self.did.append(f"note {effect.text}")})
+
+
+@pytest.fixture
+def acts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Acts]:
+    made = Acts(tmp_path, monkeypatch)
+    yield made
+    if made.daemon.store.fd >= 0:
+        os.close(made.daemon.store.fd)
+
+
+def granting(n: int) -> list[ddpd.Effect]:
+    path = ddpd.Path("::1", 1)
+    return [ddpd.Note(str(n)), ddpd.Save(ddpd.key_of(lease(n)), lease(n)), ddpd.Install(),
+            ddpd.Send(b"%d" % n, path)]
+
+
+def test_a_batch_is_saved_once_before_anything_is_sent(acts: Acts) -> None:
+    acts.daemon.perform([granting(1), granting(2)])
+    assert acts.did == ["save", "install", "note 1", "send 1", "note 2", "send 2"]
+
+
+def test_what_could_not_be_saved_is_not_sent(acts: Acts, monkeypatch: pytest.MonkeyPatch) -> None:
+    acts.daemon.perform([granting(1)])
+    acts.did.clear()
+    monkeypatch.setattr(ddpd.os, "fdatasync", full)
+    acts.daemon.perform([granting(1), granting(2), [ddpd.Send(b"x", ddpd.Path("::1", 1))]])
+    assert "send 2" not in acts.did
+    assert {"send 1", "send x"} <= set(acts.did), "what was promised before is promised still"
+    assert acts.daemon.node.grantor.disk_full
+
+
+def test_a_lease_that_comes_back_is_as_new_as_any(acts: Acts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its line says `former`: unless the new one is on disk, it would be forgotten after a crash."""
+    acts.daemon.perform([granting(1)])
+    acts.did.clear()
+    monkeypatch.setattr(ddpd.os, "fdatasync", full)
+    effects = granting(1)
+    effects.insert(0, ddpd.Save(ddpd.key_of(lease(1)), None))      # as `begin` does with a former one
+    acts.daemon.perform([effects])
+    assert "send 1" not in acts.did
+
+
+def test_the_marker_says_that_there_was_a_grant(acts: Acts, tmp_path: Path) -> None:
+    acts.daemon.marked = False
+    acts.daemon.config = ddpd.replace(acts.daemon.config, key=str(tmp_path / "key"))
+    acts.daemon.perform([[ddpd.Save(ddpd.key_of(record(3)), record(3))]])
+    assert not (tmp_path / "key.granted").exists()
+    acts.daemon.perform([granting(1)])
+    assert (tmp_path / "key.granted").exists()
+
+
+# ---- keys, files, log
+
+def config(tmp_path: Path) -> ddpd.Config:
+    return ddpd.read_config(f"[ddpd]\nkey = {tmp_path}/sub/key\n", "t")
+
+
+def test_a_missing_key_is_made_for_us_alone(tmp_path: Path) -> None:
+    made = ddpd.load_secret(config(tmp_path), make=True)
+    path = tmp_path / "sub" / "key"
+    assert ddpd.public_key(path.read_text().strip()) == made and os.stat(path).st_mode & 0o777 == 0o600
+    assert ddpd.load_secret(config(tmp_path), make=False) == made
+
+
+def test_a_key_that_is_none(tmp_path: Path) -> None:
+    with pytest.raises(ddpd.ConfigError, match="missing"):
+        ddpd.load_secret(config(tmp_path), make=False)
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "key").write_text("secret\n")
+    with pytest.raises(ddpd.ConfigError, match="holds no key") as caught:
+        ddpd.load_secret(config(tmp_path), make=True)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_readable_key_is_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ddpd.load_secret(config(tmp_path), make=True)
+    os.chmod(tmp_path / "sub" / "key", 0o644)
+    ddpd.load_secret(config(tmp_path), make=True)
+    assert "readable by others" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("make", "message"), [
+    (lambda p: None, "No such file"), (lambda p: p.write_bytes(b"\xff"), "not UTF-8"),
+    (lambda p: p.mkdir(), "Is a directory")])
+def test_a_config_that_cannot_be_read(make: Any, message: str, tmp_path: Path) -> None:
+    make(tmp_path / "c")
+    with pytest.raises(ddpd.ConfigError, match=message):
+        ddpd.load_config(str(tmp_path / "c"))
+
+
+def test_the_log_is_limited_by_kind(capsys: pytest.CaptureFixture[str],
+                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    log = ddpd.Log()
+    monkeypatch.setattr(ddpd.time, "monotonic", lambda: 5.0)
+    for n in range(20):
+        log.limited("drop", "drop n=%d", n)
+    log.limited("other", "other 100%")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [*(f"drop n={n}" for n in range(5)), "other 100%"]
+
+
+# ---- commands of the system
+
+def test_failed_lines_are_told_apart() -> None:
+    said = "RTNETLINK answers: File exists\nCommand failed -:2\nError: x\nCommand failed -:5\n"
+    assert list(ddpd.failed_lines(said)) == [1, 4]
+
+
+@pytest.mark.parametrize(("command", "says"), [
+    (["true"], ""), (["false"], "failed"), (["sh", "-c", "echo no >&2; exit 1"], "no\n"),
+    (["/nonexistent"], "Command failed -:1")])
+def test_run_command(command: list[str], says: str) -> None:
+    said = ddpd.run_command(command, "")
+    assert said.endswith(says) if says else said == ""
+
+
+def test_a_command_has_so_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ddpd, "CHILD_S", 0.05)
+    assert "timed out" in ddpd.run_command(["sleep", "5"], "")

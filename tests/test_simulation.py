@@ -1,0 +1,491 @@
+"""A whole network in one process: virtual clock, lossy links, restarts, no sleeping.
+
+    hub0 [hub1]          grantors, each with its pool
+      |     |
+    leaf0 ... leaf3      grantees that ask each of them
+
+The nodes are whole, the datagrams are real and so is the cryptography.  Only the shell is a fake:
+a disk of bytes that may fail, a kernel of things, a mail of datagrams that are lost, late, doubled
+or damaged.  What has to hold is checked after every step.  A failure is a seed, replayed for ever.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import os
+import random
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import pytest
+
+import ddpd
+
+SEEDS = int(os.environ.get("DDPD_SEEDS") or os.environ.get("SEEDS") or 500)
+YEAR_S = 365 * 86400.0
+EPOCH = 1_700_000_000.0                      # the true wall clock when a world begins
+STORMY_S, CALM_S = 2400.0, 5400.0            # weather, then time to converge
+LEASE_S = 600.0
+TICK_S = 1e-6                                # beyond a deadline, whatever the clocks round
+ROUNDING_S = 2.0                             # the lease file has whole seconds
+MAX_A_SECOND = 250                           # things that may happen to one node in one second
+ETH0 = bytes(16) + (1).to_bytes(4, "little")  # struct in6_pktinfo: interface 1
+LAN = ddpd.parse_interface("2001:db8:e::fffe/64")
+
+
+class Disk:
+    """One lease file, as bytes.  What is not flushed may be lost; a write may fail half-way."""
+
+    def __init__(self, dice: random.Random) -> None:
+        self.dice = dice
+        self.data: bytes | None = None
+        self.file = ddpd.LeaseFile()
+        self.ours = self.full = False
+        self.retry_at = float("inf")
+
+    def read(self) -> tuple[list[ddpd.Record], list[ddpd.Damage]] | None:
+        """As the shell's Store does: a file of our shape is written on."""
+        if self.data is None:
+            return None
+        lines = self.data.decode("utf-8", "replace").split("\n")
+        found, damage = ddpd.parse_lease_file(lines)
+        self.file = ddpd.LeaseFile(max((r["serial"] for _, r in found.values()), default=0))
+        self.ours = not damage and self.file.adopt(lines, found)
+        return [record for _, record in found.values()], damage
+
+    def rewrite(self, records: Iterable[ddpd.Record]) -> bool:
+        if self.full:
+            return False
+        file = ddpd.LeaseFile(self.file.serial)
+        self.data = b"".join(file.whole(records))
+        self.file, self.ours, self.retry_at = file, True, float("inf")
+        return True
+
+    def write(self, writes: Iterable[tuple[int, bytes]]) -> None:
+        for offset, data in writes:
+            old = (self.data or b"").ljust(offset)
+            self.data = old[:offset] + data + old[offset + len(data):]
+
+    def save(self, changes: dict[ddpd.Key, ddpd.Record | None]) -> set[ddpd.Key]:
+        """The new records that could not be written."""
+        new = {key for key, record in changes.items() if record and key not in self.file.at}
+        if not self.ours:
+            return new
+        first, after = self.file.batch(changes)
+        if self.full:
+            self.tear(first)
+            self.ours = False
+            return new
+        self.write(first)
+        if self.dice.random() < 0.5:          # blanking the old lines is not flushed
+            self.write(after)
+        return set()
+
+    def tear(self, writes: list[tuple[int, bytes]]) -> None:
+        for offset, data in writes[:1]:
+            if offset < len(self.data or b""):
+                self.write([(offset, data[:self.dice.randrange(len(data))])])
+
+
+class Host:
+    """One machine: a node, its disk, its kernel, its two clocks."""
+
+    def __init__(self, world: World, name: str, address: str, config: str) -> None:
+        self.world, self.name, self.address, self.config = world, name, address, config
+        self.secret = world.dice.randbytes(32)
+        self.disk = Disk(world.dice)
+        self.kernel: dict[ddpd.Key, ddpd.Thing] = {}
+        self.marked = False
+        self.boots, self.booted_at, self.wall = 0, -world.dice.uniform(1, 1e5), EPOCH
+        self.busy: Counter[int] = Counter()
+        self.lost_at = -float("inf")          # when its lease file was lost
+        self.node: ddpd.Node
+
+    @property
+    def now(self) -> ddpd.Now:
+        return ddpd.Now(self.world.t - self.booted_at, self.world.t + self.wall)
+
+    def world_time(self, boot: float) -> float:
+        return boot + self.booted_at
+
+    # -- start and end
+
+    def start(self) -> None:
+        self.node = ddpd.Node(ddpd.read_config(self.config, self.name), self.secret,
+                              str(self.boots), self.world.dice.randbytes)
+        self.node.links = self.node.grantor.links = ddpd.Links({1: "eth0"}, ((1, LAN),))
+        self.restore()
+        node, made = self.node, self.node.made
+        self.kernel = {key: thing for key, thing in self.kernel.items()
+                       if isinstance(thing, ddpd.Route) or key in made}
+        node.wanted.changed |= self.kernel.keys() | node.wanted.things.keys()
+        self.perform(node.start(self.now))
+
+    def restore(self) -> None:
+        read = self.disk.read()
+        if read is not None:
+            records, damage = read
+            damage += self.node.restore(records, self.now)
+            self.node.recover(damage if self.marked else [], False, self.now)
+        elif self.marked:
+            self.node.recover([], True, self.now)
+        self.save({("run",): self.node.run_record(False, self.now)})
+        if not self.disk.ours:
+            self.rewrite(clean=False)
+
+    def rewrite(self, clean: bool) -> None:
+        written = self.disk.rewrite(self.node.records(clean, self.now))
+        self.node.grantor.disk_full = not written
+        if not written:
+            self.disk.retry_at = self.now.boot + ddpd.RETRY_DISK_S
+
+    def restart(self, clean: bool, reboot: bool) -> None:
+        """The program, or the whole machine, ends and starts."""
+        if clean:
+            self.disk.full = False
+            self.rewrite(clean=True)
+        self.disk.ours = False
+        if reboot:
+            self.boots, self.booted_at = self.boots + 1, self.world.t - 20.0
+            self.kernel = {}
+        self.start()
+        if reboot:
+            for held in (held for g in self.node.grantees.values() for held in g.held):
+                self.world.provisional[self.name, held.prefix] = self.world_time(held.valid_until)
+
+    # -- effects, in the shell's order
+
+    def perform(self, effects: list[ddpd.Effect]) -> None:
+        saves = {e.key: e.record for e in effects if isinstance(e, ddpd.Save)}
+        lost = {key for key in self.save(saves) if key[0] == "granted"}
+        if lost:
+            self.node.grantor.unsaved(lost)
+        if lost or any(isinstance(e, ddpd.Install) for e in effects):
+            self.install()
+        for effect in effects:
+            if isinstance(effect, ddpd.Send) and not lost:
+                self.world.post(self, effect.datagram, effect.path)
+            elif isinstance(effect, ddpd.Call):
+                self.call(effect.grantor)
+            elif isinstance(effect, ddpd.Lookup):
+                self.look_up(effect)
+
+    def save(self, changes: dict[ddpd.Key, ddpd.Record | None]) -> set[ddpd.Key]:
+        if not changes:
+            return set()
+        lost = self.disk.save(changes)
+        if not self.disk.ours:
+            self.disk.retry_at = min(self.disk.retry_at, self.now.boot + ddpd.RETRY_DISK_S)
+        elif any(key[0] == "granted" for key in changes):
+            self.marked = True
+        return lost
+
+    def install(self) -> None:
+        wanted, made = self.node.wanted, self.node.made
+        gone, new = ddpd.plan(self.kernel, wanted.things, wanted.changed)
+        wanted.changed.clear()
+        for thing in gone:
+            del self.kernel[ddpd.thing_key(thing)]
+            if made.pop(ddpd.thing_key(thing), None) is not None:
+                self.save({ddpd.key_of(ddpd.made_record(thing)): None})
+        for thing in new:
+            if not isinstance(thing, ddpd.Route):
+                made[ddpd.thing_key(thing)] = thing
+                record = ddpd.made_record(thing)
+                self.save({ddpd.key_of(record): record})
+            self.kernel[ddpd.thing_key(thing)] = thing
+
+    def call(self, grantor: str) -> None:
+        place = self.node.grantees[grantor].place()
+        if place is not None:
+            datagram = self.node.compose(grantor, self.address, self.now)
+            self.world.post(self, datagram, place)
+
+    def look_up(self, effect: ddpd.Lookup) -> None:
+        paths = (ddpd.Path(effect.host, 0),)
+        self.perform(self.node.resolved(effect.grantor, effect.host, paths, self.now))
+
+    # -- events
+
+    def hear(self, datagram: bytes, path: ddpd.Path, grantor: str) -> None:
+        self.busy[int(self.world.t)] += 1
+        try:
+            self.perform(self.node.received(datagram, path, self.now, grantor))
+        except ddpd.Drop:
+            pass
+
+    def wake(self) -> None:
+        if self.disk.retry_at <= self.now.boot:
+            self.rewrite(clean=False)
+        if self.node.deadline <= self.now.boot:
+            self.busy[int(self.world.t)] += 1
+            self.perform(self.node.woke(self.now))
+            assert self.node.deadline > self.now.boot, f"{self.name}: the deadline does not move"
+
+    @property
+    def deadline(self) -> float:
+        return self.world_time(min(self.node.deadline, self.disk.retry_at))
+
+
+@dataclass(frozen=True)
+class Belief:
+    """A lease that a grantee believes in, in the world's time."""
+
+    leaf: Host
+    hub: Host
+    held: ddpd.Held
+
+    def __str__(self) -> str:
+        left = self.held.valid_until - self.leaf.now.boot
+        return f"{self.leaf.name} slot {self.held.slot} {self.held.prefix} for {left:.1f} s"
+
+    @property
+    def until(self) -> float:
+        return self.leaf.world_time(self.held.valid_until)
+
+
+class World:
+    """Everything about one seed."""
+
+    def __init__(self, seed: int) -> None:
+        dice = self.dice = random.Random(seed)
+        self.t, self.sent, self.loss, self.ends = 0.0, 0, 0.3, 0.0
+        self.mail: list[tuple[float, int, Host, bytes, ddpd.Path, str]] = []
+        self.provisional: dict[tuple[str, ddpd.Prefix], float] = {}
+        self.scarce = dice.random() < 0.2    # fewer prefixes than who wants one
+        self.length = dice.choice([60, 62, 64])
+        self.hubs = [Host(self, f"hub{n}", f"2001:db8:f::{n + 1}", "")
+                     for n in range(1 if dice.random() < 0.6 else 2)]
+        self.leaves = [Host(self, f"leaf{n}", f"2001:db8:e::{n + 1}", "")
+                       for n in range(dice.randint(2, 4))]
+        self.pool = dict.fromkeys(self.hubs, 0)
+        self.slots = dict.fromkeys(self.leaves, 1)
+        for host in self.hosts:
+            self.configure(host)
+            host.start()
+
+    @property
+    def hosts(self) -> list[Host]:
+        return [*self.hubs, *self.leaves]
+
+    # -- configuration
+
+    def pool_prefix(self, hub: Host) -> str:
+        bits = self.length - (1 if self.scarce else 4)
+        block = 0x4000 + 0x100 * self.hubs.index(hub) + self.pool[hub]
+        return f"2001:db8:{block:x}::/{bits}"
+
+    def key(self, host: Host) -> str:
+        return ddpd.show_key(ddpd.keypair(host.secret).public)
+
+    def configure(self, host: Host) -> None:
+        host.config = self.hub_text(host) if host in self.hubs else self.leaf_text(host)
+
+    def hub_text(self, hub: Host) -> str:
+        leaves = "".join(f"[grantee {leaf.name}]\nkey = {self.key(leaf)}\npools = p\nlimit = 3\n"
+                         for leaf in self.leaves)
+        return (f"[pool p]\nprefix = {self.pool_prefix(hub)}\ngive = /{self.length}-/64\n"
+                f"lifetime = {int(LEASE_S)}\ndns = 2001:db8::53\n{leaves}")
+
+    def leaf_text(self, leaf: Host) -> str:
+        lines = "\n  ".join([f"::/{self.length} on br0", "::/64"][:self.slots[leaf]])
+        return "".join(f"[grantor {hub.name}]\nkey = {self.key(hub)}\naddress = {hub.address}\n"
+                       f"ask = {lines}\ndefault = dev eth0\n" for hub in self.hubs)
+
+    # -- mail
+
+    def post(self, sender: Host, datagram: bytes, path: ddpd.Path) -> None:
+        if self.dice.random() < self.loss:
+            return
+        for _ in range(2 if self.loss and self.dice.random() < 0.1 else 1):
+            late = 4.0 if self.loss and self.dice.random() < 0.05 else 0.1
+            self.sent += 1
+            to = next(host for host in self.hosts if host.address == path.host)
+            asked = sender.name if to in self.leaves else ""
+            back = ddpd.Path(sender.address, 5000, 0, b"" if asked else ETH0)
+            arrival = self.t + self.dice.expovariate(1 / late)
+            heapq.heappush(self.mail, (arrival, self.sent, to, self.spoilt(datagram), back, asked))
+
+    def spoilt(self, datagram: bytes) -> bytes:
+        if not self.loss or self.dice.random() > 0.03:
+            return datagram
+        at = self.dice.randrange(len(datagram))
+        return datagram[:at] + bytes([datagram[at] ^ 1 << self.dice.randrange(8)]) + datagram[at + 1:]
+
+    # -- weather
+
+    def crash(self, host: Host) -> None:
+        """A lease that lived through two crashes is over by rule: not what is tested here."""
+        twice = any(lease.living and lease.epoch != host.node.grantor.epoch
+                    for peer in host.node.grantor.peers.values() for lease in peer.leases)
+        host.restart(clean=twice, reboot=self.dice.random() < 0.3)
+
+    def lose(self, host: Host) -> None:
+        host.disk.data, host.lost_at = None, self.t
+        host.restart(clean=False, reboot=False)
+
+    def jump(self, host: Host) -> None:
+        host.wall = self.dice.choice([EPOCH, -self.t, EPOCH + 10 * YEAR_S, EPOCH - 10 * YEAR_S])
+
+    def renumber(self, hub: Host) -> None:
+        self.pool[hub] = (self.pool[hub] + 1) % 2
+        self.configure(hub)
+        hub.perform(hub.node.reconfigure(ddpd.read_config(hub.config, hub.name), hub.now))
+
+    def resize(self, leaf: Host) -> None:
+        self.slots[leaf] = 3 - self.slots[leaf]
+        self.configure(leaf)
+        leaf.perform(leaf.node.reconfigure(ddpd.read_config(leaf.config, leaf.name), leaf.now))
+
+    def give_back(self, leaf: Host) -> None:
+        leaf.perform(leaf.node.operate(ddpd.Event.RELEASE, "", leaf.now))
+
+    def want_again(self, leaf: Host) -> None:
+        leaf.perform(leaf.node.operate(ddpd.Event.NUDGED, "", leaf.now))
+
+    def weather(self) -> None:
+        """Something happens to somebody."""
+        hub, leaf = self.dice.choice(self.hubs), self.dice.choice(self.leaves)
+        anybody = self.dice.choice(self.hosts)
+        storm = self.dice.randrange(10)
+        if storm == 0:
+            anybody.restart(clean=True, reboot=False)
+        elif storm == 1:
+            anybody.restart(clean=True, reboot=True)
+        elif storm == 2:
+            self.crash(anybody)
+        elif storm == 3 and self.t - hub.lost_at > LEASE_S:
+            self.lose(hub)
+        elif storm == 4:
+            self.lose(leaf)
+        elif storm == 5:
+            self.jump(anybody)
+        elif storm == 6 and not self.scarce:
+            self.renumber(hub)
+        elif storm == 7:
+            anybody.disk.full = not anybody.disk.full
+        elif storm == 8:
+            self.give_back(leaf)
+        else:
+            self.want_again(leaf)
+
+    # -- running
+
+    def step(self, until: float) -> None:
+        moments = [until, *(host.deadline for host in self.hosts), *(m[0] for m in self.mail[:1])]
+        self.t = max(self.t, min(moments) + TICK_S)
+        while self.mail and self.mail[0][0] <= self.t:
+            _, _, to, datagram, path, grantor = heapq.heappop(self.mail)
+            to.hear(datagram, path, grantor)
+        for host in self.hosts:
+            host.wake()
+        self.check()
+
+    def run(self, until: float) -> None:
+        while self.t < until:
+            self.step(until)
+
+    def clear_up(self) -> None:
+        """The weather ends: whoever gave back wants again, disks work, nothing is lost."""
+        self.loss = 0.0
+        for host in self.hosts:
+            host.disk.full = False
+        for leaf in self.leaves:
+            self.want_again(leaf)
+
+    # -- what has to hold, always
+
+    def beliefs(self) -> Iterator[Belief]:
+        """But for what a leaf itself calls provisional, or is giving back."""
+        for leaf in self.leaves:
+            for hub in self.hubs:
+                grantee = leaf.node.grantees[hub.name]
+                for held in grantee.held:
+                    belief = Belief(leaf, hub, held)
+                    unsure = belief.until <= self.provisional.get((leaf.name, held.prefix), 0.0)
+                    if not unsure and held.slot not in grantee.releases:
+                        yield belief
+
+    def check(self) -> None:
+        beliefs = list(self.beliefs())
+        for hub in self.hubs:
+            check_promises(hub)
+        check_apart(beliefs)
+        for belief in beliefs:
+            check_remembered(belief, self.t)
+        for host in self.hosts:
+            check_kernel(host)
+            assert host.busy[int(self.t)] < MAX_A_SECOND, f"{host.name} spins"
+        for leaf in self.leaves:
+            for grantee in leaf.node.grantees.values():
+                check_grantee(leaf, grantee)
+
+
+def check_promises(hub: Host) -> None:
+    living = [lease.prefix for peer in hub.node.grantor.peers.values() for lease in peer.living()]
+    for a, b in itertools.combinations(living, 2):
+        assert not a.overlaps(b), f"{hub.name} promised {a} and {b}"
+    for prefix in living:
+        inside = any(pool.prefix.holds(prefix) for pool in hub.node.config.pools)
+        assert not (inside and hub.node.grantor.is_free(prefix)), f"{prefix} is leased, and free"
+
+
+def check_apart(beliefs: list[Belief]) -> None:
+    for a, b in itertools.combinations(beliefs, 2):
+        if a.leaf is not b.leaf:
+            assert not a.held.prefix.overlaps(b.held.prefix), f"{a}, and {b}"
+
+
+def check_remembered(belief: Belief, t: float) -> None:
+    """What a grantee holds, the grantor has in its table for at least as long; or it recovers."""
+    grantor = belief.hub.node.grantor
+    if grantor.recovering_until > belief.hub.now.boot or belief.until - t < ROUNDING_S:
+        return
+    peer = grantor.peers.get(belief.leaf.node.s.public)
+    until = [belief.hub.world_time(lease.valid_until) for lease in (peer.living() if peer else [])
+             if lease.prefix == belief.held.prefix]
+    assert until and until[0] >= belief.until - ROUNDING_S, f"t={t:.1f}: {belief.hub.name} forgot {belief}"
+
+
+def check_kernel(host: Host) -> None:
+    node = host.node
+    assert host.kernel == node.wanted.things, f"{host.name}: the kernel differs from what is wanted"
+    things = [thing for grantee in node.grantees.values() for thing in grantee.things()]
+    things += [ddpd.Route(lease.prefix, ddpd.MAIN, lease.reach)
+               for peer in node.grantor.peers.values() for lease in peer.living() if lease.reach]
+    assert set(host.kernel.values()) == set(things), f"{host.name}: the kernel differs from belief"
+
+
+def check_grantee(leaf: Host, grantee: ddpd.Grantee) -> None:
+    for held in grantee.held:
+        assert held.valid_until > leaf.now.boot, f"{leaf.name} holds {held.prefix}, which is over"
+    current = [held.slot for held in grantee.held if held.current]
+    assert len(current) == len(set(current)), f"{leaf.name} has two preferred leases in a slot"
+
+
+def satisfied(leaf: Host) -> bool:
+    """Every line of every grantor has its lease."""
+    return all(grantee.state is ddpd.State.BOUND
+               and {held.slot for held in grantee.held if held.current} == set(grantee.slots.values())
+               for grantee in leaf.node.grantees.values())
+
+
+def stories(world: World) -> str:
+    return "\n".join(f"{leaf.name} {name} {g.state} {g.held} {g.refused} {g.slots}"
+                     for leaf in world.leaves for name, g in leaf.node.grantees.items())
+
+
+@pytest.mark.parametrize("seed", range(SEEDS))
+def test_weather(seed: int) -> None:
+    world = World(seed)
+    for moment in sorted(world.dice.uniform(0, STORMY_S) for _ in range(world.dice.randint(2, 12))):
+        world.run(moment)
+        world.weather()
+        world.check()
+    world.run(STORMY_S)
+    world.clear_up()
+    world.run(STORMY_S + CALM_S)
+    happy = [leaf for leaf in world.leaves if satisfied(leaf)]
+    assert world.scarce or len(happy) == len(world.leaves), stories(world)
