@@ -30,6 +30,7 @@ import os
 import select
 import signal
 import socket
+import stat
 import struct
 import subprocess
 import sys
@@ -88,6 +89,7 @@ NEW_A_MINUTE:   Final = 10             # new leases a minute for one grantee
 MAX_FORMER:     Final = 4              # ended leases held back for one grantee
 MAX_DEPRECATED: Final = 4              # deprecated leases kept for one grantee
 NUDGES:         Final = 8              # nudges without an answer, 1 s doubling
+NUDGE_GAP_S:    Final = 0.5            # seconds between two nudges that a grantee obeys
 NUDGES_A_S:     Final = 200            # nudges a second in all
 BATCH:          Final = 64             # datagrams taken from one socket before answers are sent
 PROVISIONAL_S:  Final = 600            # seconds that an unconfirmed lease of another boot is used
@@ -902,6 +904,16 @@ def public_key(text: str) -> bytes:
     return key
 
 
+def peer_key(text: str) -> bytes:
+    """A key with which a handshake can succeed."""
+    key = public_key(text)
+    try:
+        dh(bytes(31) + b"\x40", key)
+    except Drop:
+        raise ValueError("not a key (a point of low order)") from None
+    return key
+
+
 def show_key(key: bytes) -> str:
     return binascii.b2a_base64(key, newline=False).decode()
 
@@ -1065,7 +1077,7 @@ SETTINGS: Final[dict[str, dict[str, Setting]]] = {
         "mtu":       Setting(optional(whole(1280, 9000)), "", "MTU told to grantees"),
     },
     "grantee": {
-        "key":     Setting(public_key, None, "its public key"),
+        "key":     Setting(peer_key, None, "its public key"),
         "pools":   Setting(words, None, "pools it is given from, in this order"),
         "limit":   Setting(whole(1, 256), "1", "leases a family"),
         "lengths": Setting(parse_lengths, "", "lengths it may have; default all that the pools give"),
@@ -1073,7 +1085,7 @@ SETTINGS: Final[dict[str, dict[str, Setting]]] = {
         "route":   Setting(parse_route, "auto", "how its leases are reached: auto, dev IF, via ADDRESS [dev IF], none"),
     },
     "grantor": {
-        "key":       Setting(public_key, None, "its public key"),
+        "key":       Setting(peer_key, None, "its public key"),
         "address":   Setting(many(host_port), None, "where it listens; several are tried in turn"),
         "ask":       Setting(parse_lines, None, "one slot a line: PREFIX [on IF[=NUMBER] …]; `3: …` fixes the slot"),
         "default":   Setting(optional(parse_reach), "", "default route for traffic from what it gives"),
@@ -1559,23 +1571,28 @@ class Damage(NamedTuple):
     text: str
 
 
+def no_number(text: str) -> None:
+    """NaN and Infinity are not JSON."""
+    raise ValueError(text)
+
+
 def parse_lines_of(lines: list[str]) -> Iterator[tuple[int, Any]]:
     """(line from 1, record or Damage).  A file that is no JSON as a whole is read line by line."""
     try:
-        records = json.loads("\n".join(lines))
+        records = json.loads("\n".join(lines), parse_constant=no_number)
         written = [n for n, line in enumerate(lines, 1) if line and not line.isspace() and line != "]"]
         if len(written) != len(records):                          # somebody has put it into another shape
             written = list(range(1, len(records) + 1))
         yield from zip(written, records, strict=True)
         return
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         pass
     for number, line in enumerate(lines, 1):
         text = line.strip().removeprefix("[").strip(",").strip()
         if text and text != "]":
             try:
-                yield number, json.loads(text)
-            except ValueError:
+                yield number, json.loads(text, parse_constant=no_number)
+            except (ValueError, RecursionError):
                 yield number, Damage(number, text)
     if not any(line.rstrip().endswith("]") for line in lines[-2:]):
         yield len(lines), Damage(len(lines), "")
@@ -1594,8 +1611,8 @@ def parse_lease_file(lines: list[str]) -> tuple[dict[Key, tuple[int, Record]], l
                 if record["version"] != FILE_VERSION:
                     raise NewerFile(record["version"])
                 continue
-            key, serial = key_of(record), record["serial"] + 0
-            if not isinstance(serial, int):
+            key, serial = key_of(record), record["serial"]
+            if not isinstance(serial, int) or not 0 <= serial < 2**53:
                 raise TypeError("serial")
             if key not in latest or serial >= latest[key][1]["serial"]:
                 latest[key] = number, record
@@ -1958,7 +1975,7 @@ def lease_of(record: Record) -> Lease:
     """`valid_until` is the time left as written.  KeyError, TypeError or ValueError if the record is no lease."""
     key = public_key(record["key"]) if record["key"] else b""
     slot, valid_s, left_s, epoch = (int(record[name]) for name in ("slot", "valid", "left", "epoch"))
-    if not 0 <= slot <= 255:
+    if not 0 <= slot <= 255 or not 0 <= epoch < 2**32:
         raise ValueError(f"no slot {slot}")
     lease = Lease(key, slot, parse_prefix(record["prefix"]), STATES[record["state"]], span(valid_s), span(left_s),
                   epoch=epoch, serial=record.get("serial", 0))
@@ -2583,6 +2600,8 @@ def held_of(record: Record, boot: str, now: Now) -> Held | None:
     if ends <= now.boot:
         return None
     ticket = binascii.a2b_base64(record["ticket"])
+    if len(ticket) != TICKET_LEN:
+        raise ValueError("no ticket")
     return Held(whole(0, 255)(str(record["slot"])), parse_prefix(record["prefix"]), ticket, prefers, ends,
                 bool(record["current"]))
 
@@ -2678,6 +2697,7 @@ class Grantee:
         self.held: list[Held] = []
         self.releases: set[int] = set()
         self.slots: dict[str, int] = {}
+        self.nudged_at = -inf                                     # by the grantor, and obeyed
         self.again: dict[int, float] = {}                         # refused slots: when to ask again
         self.refused: dict[int, Refusal] = {}
         self.options: dict[str, Any] = {}
@@ -2806,6 +2826,9 @@ class Grantee:
         for held in self.held:
             if held.slot == grant.slot and held.current and held is not have:
                 self.deprecate(held, now)
+        old = [held for held in self.held if held.slot == grant.slot and not held.current]
+        for held in sorted(old, key=lambda held: held.valid_until)[: max(0, len(old) - MAX_DEPRECATED)]:
+            held.valid_until = now.boot
         if have is None:
             have = Held(grant.slot, grant.prefix, grant.ticket, 0.0, 0.0, lans=self.lans()[grant.slot])
             self.held.append(have)
@@ -2819,10 +2842,11 @@ class Grantee:
         prefix = grant.prefix
         if want is None or prefix.shape != want.shape:
             return f"asked for /{want.length} of IPv{want.version}" if want else "not asked for"
-        if not any(accepted.holds(prefix) for accepted in self.contact.accept):
-            return "outside of `accept`"
-        if any(never.overlaps(prefix) for never in NEVER):
-            return "nobody's to give"
+        if not grant.valid_s:
+            return "no lifetime"
+        if not any(accepted.holds(prefix) for accepted in self.contact.accept) \
+                or any(never.overlaps(prefix) for never in NEVER):
+            return "outside of `accept`, or nobody's to give"
         if any(held.prefix.overlaps(prefix) and (held.slot, held.prefix) != (grant.slot, prefix) for held in self.held):
             return "overlaps another lease"
         return taken(prefix)
@@ -2872,7 +2896,7 @@ class Grantee:
             return []
         self.held = [held for held in self.held if held not in over]
         if not any(held.current for held in self.held) and self.state in (State.BOUND, State.RENEWING, State.REBINDING):
-            self.enter(State.SEEKING, self.timer if self.state is State.BOUND else now.boot)
+            self.enter(State.SEEKING, max(now.boot, min(self.again.values(), default=now.boot)))
         effects: list[Effect] = [Save(held.id(self.contact.key), None) for held in over]
         notes = [Note(f"lost grantor={self.contact.name} slot={held.slot} prefix={held.prefix}") for held in over]
         removed = {held.slot for held in over} - set(self.slots.values()) - {held.slot for held in self.held}
@@ -3377,6 +3401,9 @@ class Node:
     def heard_reply(self, datagram: bytes, name: str, now: Now) -> list[Effect]:
         message = decode(self.initiators[name].open_sealed(datagram))
         if isinstance(message, Nudge):
+            if now.boot - self.grantees[name].nudged_at < NUDGE_GAP_S:
+                raise Drop("nudged too often")
+            self.grantees[name].nudged_at = now.boot
             self.initiators[name].unanswered = 0
             effects = self.grantees[name].step(Event.NUDGED, now)
             return [Note(f"nudged grantor={name}"), *effects]
@@ -3701,7 +3728,10 @@ class Log:
         self.recent: dict[str, tuple[float, int]] = {}            # kind -> (second, lines in it)
 
     def info(self, text: str, *values: object) -> None:
-        sys.stderr.write((text % values if values else text) + "\n")
+        try:
+            os.write(2, ((text % values if values else text) + "\n").encode("utf-8", "backslashreplace"))
+        except OSError:
+            pass
 
     def debug(self, text: str, *values: object) -> None:
         if self.verbose:
@@ -4220,7 +4250,7 @@ class Control:
             try:
                 order = json.loads(self.heard)
                 said = daemon.obey(self, str(order.get("do")), str(order.get("grantor", "")), now)
-            except (ValueError, AttributeError):
+            except (ValueError, AttributeError, RecursionError):
                 said = {"error": "not understood"}
             self.say(said)
 
@@ -4251,11 +4281,16 @@ class Controls:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
         mask = os.umask(0o177)
         try:
-            if os.path.exists(path):
-                os.unlink(path)                                   # of a daemon that died: we hold the lock
+            if os.path.lexists(path):
+                if not stat.S_ISSOCK(os.lstat(path).st_mode):
+                    raise OSError(0, "there is something else")
+                with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
+                    if probe.connect_ex(path) != errno.ECONNREFUSED:
+                        raise OSError(0, "another ddpd answers there")
+                os.unlink(path)
             self.sock.bind(path)
         except OSError as why:
-            raise Fatal(f"cannot listen on {path}: {why.strerror}") from None
+            raise Fatal(f"cannot listen on {path}: {why.strerror or why}") from None
         finally:
             os.umask(mask)
         self.sock.listen(MAX_CONTROLS)
@@ -4283,20 +4318,27 @@ class Controls:
             control.send(now)
 
     def accept(self, now: Now) -> None:
-        """The newest waits outside, in the kernel, while there is no room."""
+        """Where there is no room, who has been silent for longest goes."""
         try:
             sock, _ = self.sock.accept()
         except OSError:
             return
         sock.setblocking(False)
+        if len(self.open) >= MAX_CONTROLS:
+            oldest = min(self.open, key=lambda control: (bool(control.asked or control.unsent), control.until))
+            self.open.remove(oldest)
+            oldest.sock.close()
         self.open.append(Control(sock, now.boot + CONTROL_S))
 
     def sockets(self) -> list[Any]:
-        return [*([self.sock] if len(self.open) < MAX_CONTROLS else []), *(control.sock for control in self.open)]
+        return [self.sock, *(control.sock for control in self.open)]
 
     def close(self) -> None:
         self.sock.close()
-        os.unlink(self.path)
+        try:
+            os.unlink(self.path)
+        except OSError:
+            pass
 
 
 # ==== DAEMON ========================================================== I/O ====
@@ -4561,10 +4603,11 @@ class Daemon(Talker):
         except ConfigError as why:
             log.info("reload refused why=\"%s\"", why)
             return str(why), []
-        fixed = [key for key in ("key", "listen", "leases", "control", "mark")
-                 if getattr(config, key) != getattr(self.config, key)]
-        if fixed:
-            log.info("reload: %s changed: takes effect after a restart", ", ".join(fixed))
+        fixed = {key: getattr(self.config, key) for key in ("key", "listen", "leases", "control", "mark")}
+        changed = [key for key, value in fixed.items() if getattr(config, key) != value]
+        if changed:
+            log.info("reload: %s changed: takes effect after a restart", ", ".join(changed))
+        config = replace(config, **fixed)
         self.config = config
         if not os.path.exists(config.key + ".granted") and self.node.grantor.recovering_until > now.boot:
             self.node.grantor.recovering_until = now.boot         # the operator has removed it to say so
@@ -4620,12 +4663,12 @@ def order(config: Config, do: str, grantor: str = "", wait_s: float = CONTROL_S)
                 raise Fatal(f"{config.control}: {why.strerror}") from None
             return None
         sock.settimeout(wait_s)
-        sock.sendall(json.dumps({"do": do, "grantor": grantor}).encode() + b"\n")
         heard = b""
         try:
+            sock.sendall(json.dumps({"do": do, "grantor": grantor}).encode() + b"\n")
             while data := sock.recv(1 << 20):
                 heard += data
-        except TimeoutError:
+        except OSError:
             pass
     said: dict[str, Any] = json.loads(heard) if heard.endswith(b"\n") else {"silent": True}
     if "error" in said:
@@ -4635,7 +4678,7 @@ def order(config: Config, do: str, grantor: str = "", wait_s: float = CONTROL_S)
 
 def told(config: Config, do: str, grantor: str = "") -> dict[str, Any]:
     said = order(config, do, grantor)
-    if said is None:
+    if said is None or "silent" in said:
         raise Fatal(f"no daemon answers at {config.control}")
     return said
 
@@ -4752,7 +4795,8 @@ def ask(options: Options) -> int:
         say(json.dumps(said))
     elif "--env" in options.flags:
         for name, value in environment.items():
-            say(f"{name}='{value}'")
+            quoted = value.replace("'", "'\\''")                   # a grantor's words must not reach a shell
+            say(f"{name}='{quoted}'")
     else:
         for grant in said["grants"]:
             say(f"slot {grant['slot']}: {grant['prefix']} {lifetimes(grant)}")
@@ -4922,6 +4966,9 @@ def main(argv: list[str]) -> int:
     except (ConfigError, Fatal, ValueError) as why:
         sys.stderr.write(f"ddpd: {why}\n")
         return 2
+    except OSError as why:
+        sys.stderr.write(f"ddpd: {why.filename or ''}: {why.strerror}\n")
+        return 1
     except KeyboardInterrupt:
         return 130
 

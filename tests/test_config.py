@@ -188,7 +188,7 @@ def test_durations(text: str, seconds: float) -> None:
     assert ddpd.duration(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "s", "-1s", "1.5h", "0", "0h", "1y", "５s", "4294967295", "999999d"])
+@pytest.mark.parametrize("text", ["", "s", "-1s", "1.5h", "0", "0h", "1y", "\uff15s", "4294967295", "999999d"])
 def test_what_is_no_duration(text: str) -> None:
     with pytest.raises(ValueError, match="duration"):
         ddpd.duration(text)

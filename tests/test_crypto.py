@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 pytest.importorskip("noise.connection", reason="pip install noiseprotocol")
+from nacl.bindings import crypto_scalarmult
 from noise.connection import Keypair, NoiseConnection
 
 import ddpd
@@ -291,6 +292,18 @@ def test_a_round_trip() -> None:
     assert renewal[:1] == b"\4" and len(pair.answer(renewal)) == len(renewal)
 
 
+def test_an_older_or_late_answer_is_not_applied() -> None:
+    pair = Pair()
+    asks = [pair.ask(), pair.ask(), pair.ask()]
+    answers = [pair.answer(ask) for ask in asks]
+    pair.hear(answers[1])
+    for old, why in ((answers[0], "not newer"), (answers[1], "no ask")):
+        with pytest.raises(ddpd.Drop, match=why):
+            pair.hear(old)
+    with pytest.raises(ddpd.Drop, match="late"):
+        pair.leaf.received(answers[2], HUB_AT, NOW._replace(boot=NOW.boot + ddpd.LATE_S + 1), "h")
+
+
 def test_a_damaged_answer_changes_nothing_and_the_true_one_still_counts() -> None:
     pair = Pair()
     answer = pair.answer(pair.ask())
@@ -342,8 +355,12 @@ def test_whoever_is_not_meant_hears_nothing(secret: str) -> None:
 def test_a_wrong_mac1_costs_no_curve_operation(monkeypatch: pytest.MonkeyPatch) -> None:
     pair, calls = Pair(), []
     ask = pair.ask()
-    real = ddpd.crypto_scalarmult
-    monkeypatch.setattr(ddpd, "crypto_scalarmult", lambda s, p: calls.append(1) or real(s, p))
+
+    def counted(secret: bytes, public: bytes) -> bytes:
+        calls.append(1)
+        shared: bytes = crypto_scalarmult(secret, public)
+        return shared
+    monkeypatch.setattr("ddpd.crypto_scalarmult", counted)
     with pytest.raises(ddpd.Drop, match="mac1"):
         pair.hub.received(flipped(ask, 8 * (len(ask) - 32)), LEAF_AT, NOW)
     assert calls == []

@@ -318,7 +318,7 @@ def test_for_ever_is_for_ever() -> None:
 
 def test_all_records_come_back_as_they_were() -> None:
     made = node()
-    made.restore(MADE_RECORDS[:-1] + [granted(5, BOB, state="former"), MADE_RECORDS[-1]], NOW)
+    made.restore([*MADE_RECORDS[:-1], granted(5, BOB, state="former"), MADE_RECORDS[-1]], NOW)
     records = list(made.records(True, NOW))
     again = node()
     assert again.restore(parse(Bytes(*records).data)[0], NOW) == []

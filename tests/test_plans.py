@@ -47,7 +47,15 @@ LINES: list[tuple[ddpd.Thing, str, str]] = [
 @pytest.mark.parametrize(("thing", "add", "delete"), LINES, ids=[row[1][:40] for row in LINES])
 def test_words(thing: ddpd.Thing, add: str, delete: str) -> None:
     assert ddpd.add_line(thing, 221, NOW) == add
-    assert ddpd.delete_line(thing, 221) == delete
+    assert ddpd.delete_lines(thing, 221)[-1] == delete
+
+
+def test_an_ipv6_address_loses_its_lifetime_before_it_goes() -> None:
+    """Else the kernel leaves the route to its subnet."""
+    assert ddpd.delete_lines(LINES[4][0], 221) == [
+        "addr change 2001:db8:1::1/64 dev br0 valid_lft forever preferred_lft forever",
+        "addr del 2001:db8:1::1/64 dev br0"]
+    assert len(ddpd.delete_lines(LINES[5][0], 221)) == len(ddpd.delete_lines(LINES[0][0], 221)) == 1
 
 
 def test_another_mark() -> None:
@@ -56,6 +64,9 @@ def test_another_mark() -> None:
 
 
 # ---- plan
+
+THINGS: list[ddpd.Thing] = [row[0] for row in LINES]
+
 
 def state(*things: ddpd.Thing) -> dict[ddpd.Key, ddpd.Thing]:
     return {ddpd.thing_key(thing): thing for thing in things}
@@ -66,12 +77,12 @@ def planned(had: dict[ddpd.Key, ddpd.Thing], wants: dict[ddpd.Key, ddpd.Thing]) 
 
 
 def test_nothing_to_do() -> None:
-    there = state(*[row[0] for row in LINES])
+    there = state(*THINGS)
     assert planned(there, there) == ([], []) and planned({}, {}) == ([], [])
 
 
 def test_routes_come_first_and_go_last() -> None:
-    things = [ddpd.Route(P6, 254), ddpd.Address("br0", A6, 1, 2), ddpd.Rule(6, P6, 22101)]
+    things: list[ddpd.Thing] = [ddpd.Route(P6, 254), ddpd.Address("br0", A6, 1, 2), ddpd.Rule(6, P6, 22101)]
     assert planned({}, state(*reversed(things))) == ([], things)
     assert planned(state(*things), {}) == (things[::-1], [])
 

@@ -306,7 +306,7 @@ def test_prefixes_come_back_as_they_were(text: str) -> None:
 
 @pytest.mark.parametrize("text", [
     "", "/", "::/129", "10.0.0.0/33", "10.0.0.1/24", "2001:db8::1/64", "10.0.0/8", "::/-1", "::/+1",
-    "::/ 1", "::/1/2", "abc", "1.2.3.4.5", "::g", "::/½", "fe80::1%eth0", "::/6４"])
+    "::/ 1", "::/1/2", "abc", "1.2.3.4.5", "::g", "::/½", "fe80::1%eth0", "::/6\uff14"])
 def test_what_is_no_prefix(text: str) -> None:
     with pytest.raises(ValueError, match=r"."):
         ddpd.parse_prefix(text)
