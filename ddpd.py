@@ -487,7 +487,8 @@ class Nudge(Message, kind=3):
 
 
 OPTIONS: Final = ("dns", "search", "ntp", "mtu", "wg_key", "wg_endpoint", "wg_allowed", "wg_keepalive")
-NOTHING: Final = (None, ())
+EMPTY: Final[tuple[()]] = ()                                      # CPython has only one
+NOTHING: Final = (None, EMPTY)
 
 
 def encode(message: Message) -> bytes:
@@ -495,7 +496,7 @@ def encode(message: Message) -> bytes:
     values = message.__dict__
     for name, number, codec, many in message.table:
         value = values[name]
-        if value is None or value == ():
+        if value is None or value is EMPTY:
             continue
         for item in value if many else (value,):
             written = codec.encode(item)
@@ -1938,7 +1939,7 @@ class LeaseState(Enum):
     FORMER = "former"                    # over; held back for who had it
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Lease:
     key: bytes                           # empty: a damaged line's, of nobody known
     slot: int
@@ -1947,6 +1948,7 @@ class Lease:
     valid_s: float                       # as last promised
     valid_until: float                   # CLOCK_BOOTTIME; of a former lease: when it is forgotten
     heard: float = 0.0                   # last renewed
+    promised: bool = True                # once at least, and not over since
     due: float = inf                     # when the timer will look at it
     reach: Reach | None = None
     why: str = ""                        # ... there is no reach
@@ -1984,7 +1986,7 @@ def lease_of(record: Record) -> Lease:
     return lease
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Peer:
     """What a grantor knows of one grantee."""
 
@@ -2019,9 +2021,12 @@ class Case(NamedTuple):
 
     peer: Peer
     want: Want
-    named: frozenset[int]                # all slots of the ask
-    exact: frozenset[tuple[int, int]]    # (family, length) that some slot asks for
+    ask: Ask
     now: Now
+
+    def is_asked_for(self, prefix: Prefix) -> bool:
+        """Does any slot of the ask want just this family and length?"""
+        return any(want.prefix.shape == prefix.shape for want in self.ask.wants)
 
 
 # ==== GRANTOR ======================================================== pure ====
@@ -2139,7 +2144,7 @@ class Grantor:
         for lease in case.peer.leases:
             prefix = lease.prefix
             fits = prefix.shape == want.shape or (
-                prefix in pins and prefix.version == want.version and prefix.shape not in case.exact)
+                prefix in pins and prefix.version == want.version and not case.is_asked_for(prefix))
             if (lease.state is LeaseState.ACTIVE and lease.slot == case.want.slot and fits
                     and self.agreed(case.peer.agreement, prefix)):
                 return lease
@@ -2164,7 +2169,7 @@ class Grantor:
         used = {lease.prefix for lease in case.peer.leases if lease.living}
         pins = [pin for pin in case.peer.agreement.pins if pin.version == want.version and pin not in used]
         fitting = [pin for pin in pins if pin.shape == want.shape]
-        fitting += [pin for pin in pins if pin.shape not in case.exact]
+        fitting += [pin for pin in pins if not case.is_asked_for(pin)]
         for pin in fitting[:1]:
             if any(lease.living and lease.key != case.peer.key and lease.prefix.overlaps(pin)
                    for lease in self.contested.values()):
@@ -2281,15 +2286,16 @@ class Grantor:
 
     def victim(self, case: Case) -> Lease | None:
         """At the limit, the unnamed slot that was unrenewed for longest goes first."""
+        named = {want.slot for want in case.ask.wants}
         unnamed = [lease for lease in case.peer.leases
-                   if lease.state is LeaseState.ACTIVE and lease.slot not in case.named
+                   if lease.state is LeaseState.ACTIVE and lease.slot not in named
                    and lease.prefix.version == case.want.prefix.version]
         return min(unnamed, key=lambda lease: lease.heard, default=None)
 
     # -- a lease's life --------------------------------------------------------------
 
     def begin(self, case: Case, prefix: Prefix) -> Lease:
-        """A new lease, or an old one come back."""
+        """A new lease, or an old one come back; `renew` gives it its lifetime."""
         peer, slot, now = case.peer, case.want.slot, case.now
         if self.others(case) >= peer.agreement.limit:
             victim = self.victim(case)
@@ -2298,12 +2304,14 @@ class Grantor:
         keeper = self.former.get(prefix)
         if keeper is not None:
             self.forget(keeper)
-        for lease in [lease for lease in peer.leases if lease.prefix == prefix]:
+        same = [lease for lease in peer.leases if lease.prefix == prefix]
+        promised = any(lease.living for lease in same)
+        for lease in same:
             self.forget(lease)
         self.supersede(case)
         self.take(prefix)
         peer.news = (*peer.news, now.boot)[-NEW_A_MINUTE:]
-        lease = Lease(peer.key, slot, prefix, LeaseState.ACTIVE, 0.0, now.boot)     # `renew` does the rest
+        lease = Lease(peer.key, slot, prefix, LeaseState.ACTIVE, 0.0, now.boot, promised=promised)
         peer.leases.append(lease)
         self.out.append(Note(f"granted grantee={peer.agreement.name} slot={slot} prefix={prefix}"))
         return lease
@@ -2331,7 +2339,7 @@ class Grantor:
             lease.valid_until = now.boot + valid_s
             self.save(lease, now)
             self.route(lease)
-        lease.valid_until, lease.heard, lease.why = now.boot + valid_s, now.boot, reach[1]
+        lease.valid_until, lease.heard, lease.why, lease.promised = now.boot + valid_s, now.boot, reach[1], True
         self.watch(lease)
 
     def end(self, lease: Lease, now: Now) -> None:
@@ -2368,7 +2376,7 @@ class Grantor:
 
     def save(self, lease: Lease, now: Now) -> None:
         record = lease.record(now)
-        self.out.append(Save(key_of(record), record, promise=lease.heard == 0.0))
+        self.out.append(Save(key_of(record), record, promise=not lease.promised))
 
     def route(self, lease: Lease) -> None:
         if lease.living and lease.reach is not None:
@@ -2421,10 +2429,10 @@ class Grantor:
 
     def is_clone(self, peer: Peer, ask: Ask, now: Now) -> bool:
         """Runs A, B, A are two machines; the newcomer is refused while the other renews."""
-        longest = max((lease.valid_s for lease in peer.living()), default=0.0)
         if ask.run == peer.run:
             peer.run_heard = now.boot
             return False
+        longest = max((lease.valid_s for lease in peer.living()), default=0.0)
         if ask.run == peer.rival and now.boot - peer.run_heard < longest:
             return True
         if ask.run == peer.before and ask.stamp > peer.stamp:
@@ -2436,13 +2444,12 @@ class Grantor:
     def granted(self, peer: Peer, ask: Ask, path: Path, now: Now) -> Answer:
         for lease in [lease for lease in peer.leases if lease.living and lease.slot in ask.releases]:
             self.end(lease, now)
-        named = frozenset(want.slot for want in ask.wants)
-        exact = frozenset(want.prefix.shape for want in ask.wants)
-        outcomes = [self.decide(Case(peer, want, named, exact, now)) for want in ask.wants]
+        outcomes = [self.decide(Case(peer, want, ask, now)) for want in ask.wants]
         leases = [outcome for outcome in outcomes if isinstance(outcome, Lease)]
         refusals = tuple(outcome for outcome in outcomes if isinstance(outcome, Refusal))
         for lease in peer.leases:
-            if lease.state is LeaseState.ACTIVE and not self.agreed(peer.agreement, lease.prefix):
+            if lease.state is LeaseState.ACTIVE and lease not in leases \
+                    and not self.agreed(peer.agreement, lease.prefix):
                 self.deprecate(lease, now)
         self.renew_all(peer, leases, ask, path, now)
         leases += [lease for lease in peer.leases if lease.state is LeaseState.DEPRECATED]
@@ -2611,8 +2618,8 @@ def slot_name(lines: tuple[Line, ...], n: int) -> str:
     return f"{shape[n][0]}/{shape[n][1]}#{shape[:n].count(shape[n])}"
 
 
-def number_slots(contact: Contact, known: Mapping[str, int]) -> dict[str, int]:
-    """Each line's slot, under `family/length#n`: what is on file, or fixed, or the lowest free number."""
+def number_slots(contact: Contact, known: Mapping[str, int], busy: set[int]) -> dict[str, int]:
+    """Each line's slot, under `family/length#n`: fixed, or what is on file, or the lowest that is not busy."""
     names = [slot_name(contact.lines, n) for n in range(len(contact.lines))]
     slots = {name: line.slot for name, line in zip(names, contact.lines, strict=True) if line.slot is not None}
     for name in names:
@@ -2620,7 +2627,7 @@ def number_slots(contact: Contact, known: Mapping[str, int]) -> dict[str, int]:
             slots[name] = known[name]
     for name in names:
         if name not in slots:
-            slots[name] = next(n for n in range(256) if n not in slots.values() and n not in known.values())
+            slots[name] = next(n for n in range(256) if n not in busy.union(slots.values(), known.values()))
     return slots
 
 
@@ -2717,10 +2724,10 @@ class Grantee:
 
     def number(self, known: Mapping[str, int]) -> list[Effect]:
         """Settle the slots: a line that is gone is released, a new one numbered and written down."""
-        self.slots = number_slots(self.contact, known)
+        lingering = {held.slot for held in self.held}             # of removed lines: released when they are over
+        self.slots = number_slots(self.contact, known, lingering | self.releases)
         gone = {name: slot for name, slot in known.items() if name not in self.slots}
-        lingering = {held.slot for held in self.held}             # released when they are over
-        self.releases |= set(gone.values()) - set(self.slots.values()) - lingering
+        self.releases = (self.releases | set(gone.values()) - lingering).difference(self.slots.values())
         for held in self.held:
             held.lans = self.lans().get(held.slot, held.lans)
         name = self.contact.name
@@ -2754,7 +2761,7 @@ class Grantee:
         if paths:
             self.found[host] = paths
         if known is None and self.place() is not None and self.state is not State.RELEASED:
-            self.timer = now.boot
+            self.timer, self.patience_s = now.boot, RETRY[self.state].first_s
         return self.woke(now)
 
     # -- events ----------------------------------------------------------------------
@@ -2909,8 +2916,9 @@ class Grantee:
         """After a change: what has to be written, installed and told."""
         effects = self.expire(now)
         for held in self.held:
-            quarter = max(600.0, (held.valid_until - now.boot) / 4)
-            if held.saved_until == -inf or abs(held.valid_until - held.saved_until) >= quarter or event == "bound":
+            left_s = held.valid_until - now.boot                  # a quarter, 10 min at least; half of a short one
+            worth_s = max(left_s / 4, min(600.0, left_s / 2))
+            if held.saved_until == -inf or abs(held.valid_until - held.saved_until) >= worth_s or event == "bound":
                 held.saved_until = held.valid_until
                 effects.append(Save(held.id(self.contact.key), held.record(self.contact.key, self.boot, now)))
         if event == "bound":
@@ -3701,7 +3709,7 @@ def status_text(shown: Mapping[str, Any]) -> str:
     flags = [name for name in ("disk_full", "under_load") if shown[name]]
     flags += [f"recovering for {shown['recovering']} s"] if shown["recovering"] else []
     lines += [f"attention: {', '.join(flags)}"] if flags else []
-    lines += table("pool", [[p["name"], p["prefix"], f"{p['leases']} leases", f"{100 * p['free_fraction']:.1f} % free"]
+    lines += table("pool", [[p["name"], p["prefix"], f"{p['leases']} leased", f"{100 * p['free_fraction']:.1f} % free"]
                             for p in shown["pools"]])
     lines += table("granted", [[g["grantee"], str(g["slot"]), g["prefix"], lifetimes(g), f"reach {g['reach']}",
                                 g["from"], g["hostname"]] for g in shown["granted"]])

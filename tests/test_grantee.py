@@ -205,6 +205,17 @@ def test_what_is_given_back_is_not_used_any_longer() -> None:
     assert not set(ask.releases) & {held.slot for held in leaf.grantee.held}
 
 
+def test_no_slot_is_wanted_and_given_back_in_one_ask() -> None:
+    """It would be answered INVALID: a new line may take the number of one that was removed."""
+    leaf = Leaf("::/56\n  ::/60")
+    leaf.answer(grant())
+    leaf.node.reconfigure(ddpd.read_config(TEXT.format("::/56"), "t"), at(T0))
+    assert leaf.ask().releases == (1,)
+    leaf.node.reconfigure(ddpd.read_config(TEXT.format("::/56\n  ::/62"), "t"), at(T0))
+    ask = leaf.ask()
+    assert not set(ask.releases) & {want.slot for want in ask.wants}
+
+
 # ---- what is believed
 
 @pytest.mark.parametrize(("bad", "why"), [

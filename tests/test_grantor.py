@@ -242,6 +242,30 @@ def test_what_could_not_be_saved_is_not_held() -> None:
     assert hub.living() == [] and hub.grantor.is_free(prefix)
 
 
+@pytest.mark.parametrize("how", ["new", "former"])
+def test_what_is_granted_is_a_promise(how: str) -> None:
+    hub = Hub()
+    hub.ask("alice", want(0))
+    if how == "former":
+        hub.ask("alice", releases=(0,))
+        hub.ask("alice", want(0))
+    assert [save.promise for save in saved(hub.effects) if save.record] == [True]
+
+
+@pytest.mark.parametrize("how", ["crashed", "deprecated"])
+def test_a_renewal_that_cannot_be_written_is_a_renewal(how: str) -> None:
+    """What was promised once is written again, but not forgotten if that fails."""
+    hub = Hub()
+    first = hub.get("alice", want(0))
+    if how == "crashed":
+        hub.restart(clean=False)
+    else:
+        hub.ask("alice", want(0, "::/60"))
+    assert hub.get("alice", want(0)) == first
+    written = [save for save in saved(hub.effects) if save.record and save.key[-1] == str(first[0])]
+    assert written and not any(save.promise for save in written)
+
+
 # ---- tickets
 
 def ticket_of(hub: Hub, name: str, slot: int = 0) -> tuple[str, bytes]:
