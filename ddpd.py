@@ -100,6 +100,7 @@ MAX_CONTROLS:   Final = 16             # control connections at once
 CONTROL_S:      Final = 10             # seconds for a control connection to ask and to read
 MAX_CONTROL:    Final = 65_536         # bytes of a control message towards the daemon
 MAX_SHOWN:      Final = 10_000         # leases in one `status`
+RETRY_INSTALL_S: Final = 30            # seconds between two tries to install what the kernel refused
 RETRY_DISK_S:   Final = 10             # seconds between two tries to write what could not be written
 LINE:           Final = 384            # bytes of a line in the lease file
 SPARE_LINES:    Final = 64             # blank lines by which the lease file grows
@@ -808,10 +809,13 @@ class HostPort(NamedTuple):
 
 
 class Reach(NamedTuple):
-    """How a granted prefix is routed: `via` may be empty, `dev` too, not both."""
+    """How a prefix is routed: `via` may be empty, `dev` too, not both."""
 
     via: str
     dev: str
+
+    def serves(self, version: int) -> bool:
+        return not self.via or version == (6 if ":" in self.via else 4)
 
 
 class Lan(NamedTuple):
@@ -906,7 +910,7 @@ def public_key(text: str) -> bytes:
 
 
 def peer_key(text: str) -> bytes:
-    """A key with which a handshake can succeed."""
+    """A key towards which a handshake can be written."""
     key = public_key(text)
     try:
         dh(bytes(31) + b"\x40", key)
@@ -971,9 +975,20 @@ def host_port(text: str) -> HostPort:
         host, _, port = text.partition(":")
     if ":" in host:
         parse_prefix(host.partition("%")[0])
+    elif host.replace(".", "").isdigit():
+        parse_prefix(host)
     elif not is_name(host):
         raise ValueError(f"'{host}' is neither an address nor a host name")
     return HostPort(host, whole(1, 65535)(port.removeprefix(":")) if port.removeprefix(":") else PORT)
+
+
+def parse_listen(text: str) -> HostPort:
+    place = host_port(text)
+    try:
+        parse_prefix(place.host)
+    except ValueError:
+        raise ValueError(f"'{text}' is not an address of this machine (such as [::]:{PORT})") from None
+    return place
 
 
 def parse_reach(text: str) -> Reach:
@@ -1004,7 +1019,11 @@ def parse_line(text: str) -> Line:
     prefix = parse_prefix(parts[0])
     if prefix.length < {4: 8, 6: 16}[prefix.version]:
         raise ValueError(f"{prefix} is too large to ask for")
-    return Line(slot, prefix, tuple(parse_lan(part) for part in parts[2:]))
+    lans = tuple(parse_lan(part) for part in parts[2:])
+    for numbers in ([lan.number for lan in lans if lan.number is not None], [lan.dev for lan in lans]):
+        if len(set(numbers)) < len(numbers):
+            raise ValueError(f"'{text}' names an interface or a number twice")
+    return Line(slot, prefix, lans)
 
 
 def parse_lines(text: str) -> tuple[Line, ...]:
@@ -1018,7 +1037,7 @@ def parse_lines(text: str) -> tuple[Line, ...]:
 
 
 def parse_suffix(text: str) -> int:
-    if parse_prefix(text).version != 6:
+    if parse_prefix(text).version != 6 or not 0 < parse_prefix(text).first < 2**64:
         raise ValueError(f"'{text}' is no suffix (such as ::1)")
     return parse_prefix(text).first
 
@@ -1037,9 +1056,11 @@ def name_word(text: str) -> str:
     return text
 
 
-def filled(text: str) -> str:
+def path_name(text: str) -> str:
     if not text:
         raise ValueError("missing")
+    if "\"" in text or "'" in text or (len(text) == 44 and text.endswith("=")):
+        raise ValueError("want the name of a file: without quotes, and not a key itself")
     return text
 
 
@@ -1056,10 +1077,10 @@ NEVER: Final = tuple(map(parse_prefix, ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0
 
 SETTINGS: Final[dict[str, dict[str, Setting]]] = {
     "ddpd": {
-        "key":      Setting(filled, "/etc/ddpd/key", "private key, as `wg genkey` writes it; made if missing"),
-        "listen":   Setting(many(host_port), "", "where asks are heard; default [::]:3373 if there is a pool"),
-        "leases":   Setting(filled, "/var/lib/ddpd/leases.json", "the lease file"),
-        "control":  Setting(filled, "/run/ddpd.sock", "the control socket"),
+        "key":      Setting(path_name, "/etc/ddpd/key", "private key, as `wg genkey` writes it; made if missing"),
+        "listen":   Setting(many(parse_listen), "", "where asks are heard; default [::]:3373 if there is a pool"),
+        "leases":   Setting(path_name, "/var/lib/ddpd/leases.json", "the lease file"),
+        "control":  Setting(path_name, "/run/ddpd.sock", "the control socket"),
         "mark":     Setting(whole(1, 255), str(MARK), "protocol number of our routes; metric and tables: 100 times it"),
         "load":     Setting(whole(1, 10**6), "200", "handshakes a second beyond which asks need a cookie"),
         "hold":     Setting(duration, "30d", "how long an ended lease is held back for its former grantee"),
@@ -1078,7 +1099,7 @@ SETTINGS: Final[dict[str, dict[str, Setting]]] = {
         "mtu":       Setting(optional(whole(1280, 9000)), "", "MTU told to grantees"),
     },
     "grantee": {
-        "key":     Setting(peer_key, None, "its public key"),
+        "key":     Setting(public_key, None, "its public key"),
         "pools":   Setting(words, None, "pools it is given from, in this order"),
         "limit":   Setting(whole(1, 256), "1", "leases a family"),
         "lengths": Setting(parse_lengths, "", "lengths it may have; default all that the pools give"),
@@ -1135,6 +1156,14 @@ class Section:
             raise self.error(key, f"no such key (did you mean '{nearest(key, known)}'?)")
         self.values[key] = value
 
+    def go_on(self, key: str, text: str, line: int) -> None:
+        """An indented line."""
+        word = text.partition("=")[0].strip()
+        if "=" in text and word in SETTINGS[self.kind]:
+            self.lines[word] = line
+            raise self.error(word, f"is indented, so it goes on with `{key}` (begin it in the first column)")
+        self.values[key] += "\n" + text
+
     def parsed(self) -> dict[str, Any]:
         """Every key of this kind of section, as its type."""
         found = {}
@@ -1164,15 +1193,15 @@ def without_comment(line: str) -> str:
 
 
 def section_of(file: str, number: int, line: str) -> Section:
-    head = " ".join(line[1:-1].split())
+    head = " ".join(line.strip("[]").split())
     section = Section(file, head, number)
     section.check("", line[-1] != "]", "no closing bracket")
-    section.check("", section.kind not in SETTINGS,
-                  f"no such section (did you mean '{nearest(section.kind, SETTINGS)}'?)")
+    if section.kind not in SETTINGS:
+        raise section.error("", f"no such section (did you mean '{nearest(section.kind, SETTINGS)}'?)")
     section.check("", (section.kind == "ddpd") == bool(section.name),
                   "takes no name" if section.name else f"needs a name: [{section.kind} NAME]")
-    section.check("", len(section.name) > 40 or not section.name.isascii() or not section.name.isprintable(),
-                  "a name is at most 40 printable ASCII letters")
+    section.check("", len(section.name) > 40 or not section.name.isascii() or not section.name.isprintable()
+                  or " " in section.name, "a name is one word of at most 40 printable ASCII letters")
     return section
 
 
@@ -1190,10 +1219,11 @@ def read_sections(text: str, file: str) -> list[Section]:
         elif not sections:
             raise ConfigError(f"{file}:{number}: '{line}' stands before any section (such as [ddpd])")
         elif line[0].isspace() and key:
-            sections[-1].values[key] += "\n" + line.strip()
+            sections[-1].go_on(key, line.strip(), number)
         else:
             key, equals, value = (part.strip() for part in line.partition("="))
-            sections[-1].check("", not equals, f"line {number}: '{line.strip()}' is not `key = value`")
+            if not equals:
+                raise ConfigError(f"{file}:{number}: [{sections[-1].head}]: '{line.strip()}' is not `key = value`")
             sections[-1].add(key, value.strip(), number)
     return sections
 
@@ -1213,7 +1243,7 @@ def read_pool(section: Section) -> Pool:
     section.check("preferred", preferred > valid, "longer than `lifetime`")
     renew = got["renew"] or max(1.0, preferred / 2)
     rebind = got["rebind"] or max(renew, preferred * 0.8)
-    section.check("renew", renew > valid, "longer than `lifetime`")
+    section.check("renew", renew > preferred, "longer than `preferred`")
     section.check("rebind", not renew <= rebind <= valid, "not between `renew` and `lifetime`")
     options = {key: got[key] for key in OPTIONS if got.get(key) not in NOTHING}
     return Pool(section.name, prefix, give, got["reserve"], valid, preferred, renew, rebind, options)
@@ -1246,7 +1276,7 @@ def check_apart(sections: list[Section], found: Iterable[tuple[Section, str, Pre
 def check_unique(sections: list[Section]) -> None:
     seen: dict[str, Section] = {}
     for section in sections:
-        section.check("", section.head in seen, "given twice")
+        section.check("", section.head in seen, f"given twice (first in line {seen.get(section.head, section).line})")
         seen[section.head] = section
         keyed = f"{section.kind} {section.values.get('key')}"
         if section.kind in ("grantee", "grantor") and section.values.get("key"):
@@ -2072,9 +2102,19 @@ class Grantor:
         self.config, self.agreements = config, config.agreements
         self.hold_s = config.hold_s
         for peer in self.peers.values():
-            peer.agreement = self.agreements.get(peer.key, peer.agreement)
+            before, peer.agreement = peer.agreement, self.agreements.get(peer.key, peer.agreement)
             peer.seen = ()
+            if before.route != peer.agreement.route != "auto":
+                self.reroute(peer)
         self.rebuild()
+
+    def reroute(self, peer: Peer) -> None:
+        """The operator has changed the way to this peer."""
+        route = peer.agreement.route
+        for lease in peer.living():
+            fits = isinstance(route, Reach) and route.serves(lease.prefix.version)
+            lease.reach, lease.why = (route if isinstance(route, Reach) and fits else None), f"route = {route}"
+            self.route(lease)
 
     # -- what is taken of the pools -------------------------------------------------
 
@@ -2160,7 +2200,7 @@ class Grantor:
         if self.disk_full:
             return self.refusal(case, Reason.DISK, RETRY_DISK_S, "cannot write the lease file")
         if self.others(case) >= agreement.limit and self.victim(case) is None:
-            return self.refusal(case, Reason.LIMIT, 3600, f"{agreement.limit} leases of IPv{want.version} agreed")
+            return self.refusal(case, Reason.LIMIT, 3600, f"`limit` is {agreement.limit} of IPv{want.version}")
         return None
 
     def pinned(self, case: Case) -> Lease | Refusal | None:
@@ -2313,8 +2353,12 @@ class Grantor:
         peer.news = (*peer.news, now.boot)[-NEW_A_MINUTE:]
         lease = Lease(peer.key, slot, prefix, LeaseState.ACTIVE, 0.0, now.boot, promised=promised)
         peer.leases.append(lease)
-        self.out.append(Note(f"granted grantee={peer.agreement.name} slot={slot} prefix={prefix}"))
+        self.tell("granted", lease)
         return lease
+
+    def tell(self, event: str, lease: Lease) -> None:
+        name = self.peers[lease.key].agreement.name
+        self.out.append(Note(f"{event} grantee={name} slot={lease.slot} prefix={lease.prefix}"))
 
     def supersede(self, case: Case) -> None:
         """What the slot had until now counts down, and is told until its end."""
@@ -2328,7 +2372,7 @@ class Grantor:
     def deprecate(self, lease: Lease, now: Now) -> None:
         lease.state = LeaseState.DEPRECATED
         self.save(lease, now)
-        self.out.append(Note(f"deprecated key={short(lease.key)} slot={lease.slot} prefix={lease.prefix}"))
+        self.tell("deprecated", lease)
 
     def renew(self, peer: Peer, lease: Lease, reach: tuple[Reach | None, str], now: Now) -> None:
         """The full lifetime again.  Written only if more than the time left has changed."""
@@ -2343,13 +2387,13 @@ class Grantor:
         self.watch(lease)
 
     def end(self, lease: Lease, now: Now) -> None:
-        """Over, but held back for who had it, unless its slot has got something else."""
+        """Over, but held back for who had it, unless it had been replaced."""
+        replaced = lease.state is LeaseState.DEPRECATED
         lease.state, lease.valid_until = LeaseState.FORMER, now.boot + self.hold_s
         self.route(lease)
-        self.out.append(Note(f"ended key={short(lease.key)} slot={lease.slot} prefix={lease.prefix}"))
+        self.tell("ended", lease)
         peer = self.peers[lease.key]
-        if any(other.living and other.slot == lease.slot for other in peer.leases) \
-                or not self.agreed(peer.agreement, lease.prefix):
+        if replaced or not self.agreed(peer.agreement, lease.prefix):
             self.forget(lease)
             return
         self.former[lease.prefix] = lease
@@ -2388,7 +2432,7 @@ class Grantor:
         """How what this peer is granted is reached, or None and why."""
         route = peer.agreement.route
         if isinstance(route, Reach):
-            return route, ""
+            return (route, "") if route.serves(version) else (None, f"{route.via} is no gateway for IPv{version}")
         return (None, "route = none") if route == "none" else self.neighbourly(version, ask, path)
 
     def neighbourly(self, version: int, ask: Ask, path: Path) -> tuple[Reach | None, str]:
@@ -2462,6 +2506,11 @@ class Grantor:
             known = (lease.reach, lease.why) if same and lease.heard else \
                 self.reach(peer, lease.prefix.version, ask, path)
             self.renew(peer, lease, known, now)
+        for lease in peer.leases if not same else ():
+            if lease.state is LeaseState.DEPRECATED:              # routed to where the grantee is now, until its end
+                lease.reach, lease.why = self.reach(peer, lease.prefix.version, ask, path)
+                self.route(lease)
+                self.save(lease, now)
         peer.seen = seen
         peer.hostname = ask.hostname or ""
 
@@ -2683,6 +2732,7 @@ RETRY: Final = {
     State.RELEASED:  Retry(1.0, 120.0),
 }
 REFUSED: Final = Retry(60.0, 3600.0)     # a refusal without a time
+SILENT_S: Final = 16.0                   # when the next patience is this long, a person is told
 LOOKUP_S: Final = 60.0                   # seconds between two look-ups of one name
 
 
@@ -2728,6 +2778,7 @@ class Grantee:
         self.slots = number_slots(self.contact, known, lingering | self.releases)
         gone = {name: slot for name, slot in known.items() if name not in self.slots}
         self.releases = (self.releases | set(gone.values()) - lingering).difference(self.slots.values())
+        self.refused = {slot: refusal for slot, refusal in self.refused.items() if slot in self.slots.values()}
         for held in self.held:
             held.lans = self.lans().get(held.slot, held.lans)
         name = self.contact.name
@@ -2939,6 +2990,9 @@ class Grantee:
         if self.state is State.RENEWING:
             self.timer = min(self.timer, max(self.t2_at, now.boot + 1.0))
         self.patience_s = min(self.patience_s * 2, RETRY[self.state].longest_s)
+        if self.patience_s == SILENT_S:
+            place = self.place() or "(no address found yet)"
+            effects.append(Note(f"silent grantor={self.contact.name} at={place} state={self.state.value}"))
         return [*effects, Call(self.contact.name)] if self.place() is not None else effects
 
     def ask_elsewhere(self, now: Now) -> list[Effect]:
@@ -2997,7 +3051,7 @@ class Grantee:
             if not held.prefix.is_address:
                 yield Route(held.prefix, MAIN)
             yield from self.lan_things(held)
-            if self.contact.default is not None:
+            if self.contact.default is not None and self.contact.default.serves(held.prefix.version):
                 yield Rule(held.prefix.version, None, MAIN)
                 yield Rule(held.prefix.version, held.prefix, self.table)
                 yield Route(Prefix(held.prefix.version, 0, 0), self.table, self.contact.default)
@@ -3651,7 +3705,8 @@ def status_of(node: Node, now: Now) -> dict[str, Any]:
                    "free_fraction": round(space.free_fraction(), 6)}
                   for pool, count, space in zip(node.config.pools, counts, grantor.spaces, strict=True)],
         "granted": [granted_row(node, peer, lease, now) for peer, lease in leases[:MAX_SHOWN]],
-        "held": [held_row(grantee, held, now) for grantee in node.grantees.values() for held in grantee.held],
+        "held": [held_row(grantee, held, now) for grantee in node.grantees.values()
+                 for held in sorted(grantee.held, key=lambda held: (held.slot, not held.current))],
         "grantors": [grantor_row(grantee) for grantee in node.grantees.values()],
         "recovering": seconds(left_s),
         "disk_full": grantor.disk_full,
@@ -3693,12 +3748,26 @@ def environment_of(grantee: Grantee, event: str, now: Now) -> dict[str, str]:
     return {f"DDPD_{name}": value for name, value in found.items()}
 
 
-def lifetimes(row: Mapping[str, Any]) -> str:
-    return " ".join(f"{name} {'forever' if row[name] == FOREVER else row[name]}" for name in ("preferred", "valid"))
+def lasting(whole_s: int) -> str:
+    """Seconds as a person says them: the two largest units."""
+    if whole_s == FOREVER:
+        return "forever"
+    parts = []
+    for unit in "dhms":
+        count, whole_s = divmod(whole_s, UNITS[unit])
+        parts.append(f"{count}{unit}")
+    first = next((n for n, part in enumerate(parts) if part[0] != "0"), 3)
+    return "".join(part for part in parts[first : first + 2] if part[0] != "0") or "0s"
+
+
+def lifetimes(row: Mapping[str, Any]) -> list[str]:
+    return [lasting(row["preferred"]) if row["preferred"] else "deprecated", lasting(row["valid"])]
 
 
 def table(title: str, rows: list[list[str]]) -> list[str]:
-    """Aligned columns, each row led by the title."""
+    """Aligned columns, each row led by the title; nothing if there is only a head."""
+    if title and len(rows) < 2:
+        return []
     wide = [max(len(row[n]) for row in rows if n < len(row)) for n in range(max(map(len, rows), default=0))]
     return [f"{title:8} " + "  ".join(cell.ljust(wide[n]) for n, cell in enumerate(row)).rstrip() for row in rows]
 
@@ -3709,15 +3778,17 @@ def status_text(shown: Mapping[str, Any]) -> str:
     flags = [name for name in ("disk_full", "under_load") if shown[name]]
     flags += [f"recovering for {shown['recovering']} s"] if shown["recovering"] else []
     lines += [f"attention: {', '.join(flags)}"] if flags else []
-    lines += table("pool", [[p["name"], p["prefix"], f"{p['leases']} leased", f"{100 * p['free_fraction']:.1f} % free"]
-                            for p in shown["pools"]])
-    lines += table("granted", [[g["grantee"], str(g["slot"]), g["prefix"], lifetimes(g), f"reach {g['reach']}",
-                                g["from"], g["hostname"]] for g in shown["granted"]])
-    lines += table("held", [[h["grantor"], str(h["slot"]), h["prefix"], lifetimes(h), h["state"]]
-                            for h in shown["held"]])
-    lines += table("grantor", [[g["name"], g["state"], *(f"slot {r['slot']} refused: {r['reason']} {r['text']}"
-                                                         for r in g["refused"])] for g in shown["grantors"]])
-    lines += table("counter", [[name, str(count)] for name, count in shown["counters"].items()])
+    lines += table("pool", [["", "prefix", "leased", "free"]] + [
+        [p["name"], p["prefix"], str(p["leases"]), f"{100 * p['free_fraction']:.1f} %"] for p in shown["pools"]])
+    lines += table("granted", [["to", "slot", "prefix", "preferred", "valid", "reach", "asked from", "host name"]] + [
+        [g["grantee"], str(g["slot"]), g["prefix"], *lifetimes(g), g["reach"], g["from"], g["hostname"]]
+        for g in shown["granted"]])
+    lines += table("held", [["from", "slot", "prefix", "preferred", "valid", "state"]] + [
+        [h["grantor"], str(h["slot"]), h["prefix"], *lifetimes(h), h["state"]] for h in shown["held"]])
+    lines += table("grantor", [["", "state", "refused"]] + [
+        [g["name"], g["state"], "; ".join(f"slot {r['slot']}: {r['reason']} ({r['text']})" for r in g["refused"])]
+        for g in shown["grantors"]])
+    lines += table("counter", [["", "count"]] + [[name, str(count)] for name, count in shown["counters"].items()])
     return "\n".join(lines)
 
 
@@ -3781,7 +3852,7 @@ def read_file(path: str) -> bytes:
 
 def load_config(path: str) -> Config:
     try:
-        return read_config(read_file(path).decode(), path)
+        return read_config(read_file(path).decode("utf-8-sig"), path)
     except OSError as why:
         raise ConfigError(f"{path}: {why.strerror}") from None
     except UnicodeDecodeError:
@@ -3921,10 +3992,14 @@ NLM_F_DUMP: Final = 0x301                # with NLM_F_REQUEST
 NLMSG_DONE: Final = 3
 
 
-def failed_lines(said: str) -> Iterator[int]:
+def failed_lines(said: str) -> Iterator[tuple[int, str]]:
+    """(line from 0, why) of what `ip -batch -force` says: reasons, then `Command failed -:N`."""
+    why = ""
     for line in said.splitlines():
         if line.startswith("Command failed -:"):
-            yield int(line.rpartition(":")[2]) - 1
+            yield int(line.rpartition(":")[2]) - 1, why
+        else:
+            why = line
 
 
 def run_command(command: list[str], stdin: str) -> str:
@@ -3933,11 +4008,8 @@ def run_command(command: list[str], stdin: str) -> str:
     try:
         done = subprocess.run(command, input=stdin, text=True, capture_output=True, check=False, timeout=CHILD_S)
     except (OSError, subprocess.TimeoutExpired) as why:
-        return f"{why}\nCommand failed -:1"
-    if done.returncode == 0:
-        return ""
-    log.debug("failed command=\"%s\" why=\"%s\"", " ".join(command), " ".join(done.stderr.split()))
-    return done.stderr or "failed"
+        return str(why)
+    return "" if done.returncode == 0 else done.stderr.strip() or "failed"
 
 
 class Kernel:
@@ -3974,17 +4046,12 @@ class Kernel:
         found: list[Thing | None] = [route_of(body, self.mark, self.links.names) for _, body in self.dump("route")]
         rules = {rule_of(body, self.mark) for _, body in self.dump("rule")}
         found += [thing for thing in made.values() if isinstance(thing, Rule) and thing in rules]
+        before = self.installed
         self.installed = {thing_key(thing): thing for thing in found if thing is not None}
-        self.look_at_addresses(made)
-
-    def look_at_addresses(self, made: Mapping[Key, Thing]) -> None:
         there = self.addresses()
         for key, thing in made.items():
-            if isinstance(thing, Address):
-                if (thing.dev, thing.address) not in there:
-                    self.installed.pop(key, None)
-                elif key not in self.installed:
-                    self.installed[key] = thing
+            if isinstance(thing, Address) and (thing.dev, thing.address) in there:
+                self.installed[key] = before.get(key, thing)      # with the lifetimes that we gave it
 
     def addresses(self) -> set[tuple[str, Prefix]]:
         return {(self.links.names.get(index, ""), own) for index, own in self.links.addresses}
@@ -4001,19 +4068,26 @@ class Kernel:
             except OSError:
                 seen = True                                       # overrun: look anyway
 
-    def run(self, lines: list[tuple[int, str]]) -> set[int]:
-        """Each (IP version, words of `ip`); the numbers of those that failed."""
-        failed: set[int] = set()
-        if self.busybox:
-            return {n for n, (version, line) in enumerate(lines)
-                    if run_command(["ip", f"-{version}", *line.split()], "")}
+    def run(self, lines: list[tuple[int, str]]) -> dict[int, str]:
+        """Each (IP version, words of `ip`); which failed, and why."""
+        failed: dict[int, str] = {}
         for version in WIDTH:
             mine = [n for n, row in enumerate(lines) if row[0] == version]
-            if mine:
-                batch = "".join(lines[n][1] + "\n" for n in mine)
-                said = run_command(["ip", f"-{version}", "-force", "-batch", "-"], batch)
-                failed |= {mine[n] for n in failed_lines(said) if n < len(mine)}
+            if mine and not self.run_batch(lines, mine, failed):
+                for n in mine:
+                    said = run_command(["ip", f"-{version}", *lines[n][1].split()], "")
+                    failed |= {n: said} if said else {}
         return failed
+
+    def run_batch(self, lines: list[tuple[int, str]], mine: list[int], failed: dict[int, str]) -> bool:
+        """All at once.  False if they have to be run one by one: BusyBox has no -batch, a parse error ends one."""
+        if self.busybox:
+            return False
+        said = run_command(["ip", f"-{lines[mine[0]][0]}", "-force", "-batch", "-"],
+                           "".join(lines[n][1] + "\n" for n in mine))
+        found = {mine[n]: why for n, why in failed_lines(said)}
+        failed |= found
+        return bool(found) or not said
 
 
 def is_busybox() -> bool:
@@ -4478,20 +4552,22 @@ class Daemon(Talker):
         self.strike_out([thing_key(thing) for thing in gone if not isinstance(thing, Route)], now)
         self.note_made(new, failed, lines)
 
-    def note_made(self, new: list[Thing], failed: set[int], lines: list[tuple[int, str]]) -> None:
+    def note_made(self, new: list[Thing], failed: Mapping[int, str], lines: list[tuple[int, str]]) -> None:
         for n, thing in enumerate(new):
             key = thing_key(thing)
             if n in failed:
-                log.limited("install", "cannot install command=\"ip -%d %s\"", *lines[n])
+                log.limited("install", "cannot install command=\"ip -%d %s\" why=\"%s\"", *lines[n], failed[n])
             else:
                 self.kernel.installed[key] = thing
                 self.kernel.pending.discard(key)
-        self.retry_install = clock_now().boot + 30 if failed else inf
+        self.retry_install = clock_now().boot + RETRY_INSTALL_S if failed else inf
 
     def may_make(self, thing: Thing) -> bool:
         """Not on an interface that is not there; not over a foreign address."""
         dev = thing.dev if isinstance(thing, Address) else thing.reach.dev if isinstance(thing, Route) else ""
         if dev and dev not in self.kernel.links.names.values():
+            if thing_key(thing) not in self.kernel.pending:
+                log.info("waiting for interface=%s", dev)
             return False
         if not isinstance(thing, Address) or thing_key(thing) in self.node.made:
             return True
@@ -4526,7 +4602,11 @@ class Daemon(Talker):
         self.hooks.start(self, now)
 
     def note(self, effect: Note, _: Now) -> None:
-        log.limited(effect.text.partition(" ")[0], "%s", effect.text)
+        kind = effect.text.partition(" ")[0]
+        if kind in ("refused", "clone", "nudged"):                # a peer can cause as many as it likes
+            log.limited(kind, "%s", effect.text)
+        else:
+            log.info("%s", effect.text)
 
     ACTIONS: ClassVar[Mapping[type[Any], Callable[[Daemon, Any, Now], None]]] = {
         Send: send, Call: Talker.call, Lookup: Talker.look_up, Hook: hook, Note: note,
@@ -4565,15 +4645,13 @@ class Daemon(Talker):
         return events
 
     def links_changed(self) -> list[Effect]:
-        """Look again; what is ours and gone is made again."""
-        names = dict(self.kernel.links.names)
+        """Look again; what is ours and gone is made again.  Our own changes wake us too: they change nothing."""
+        before = self.kernel.links
         self.see_links()
-        if names != self.kernel.links.names or self.kernel.pending:
-            self.kernel.look_at_all(self.node.made)
-            self.node.wanted.changed |= self.node.wanted.things.keys()
-        else:
-            self.kernel.look_at_addresses(self.node.made)
-            self.node.wanted.changed |= self.node.wanted.things.keys() & self.node.made.keys()
+        if self.kernel.links == before:
+            return []
+        self.kernel.look_at_all(self.node.made)
+        self.node.wanted.changed |= self.node.wanted.things.keys()
         return [Install()]
 
     def tend(self, now: Now) -> None:
@@ -4636,7 +4714,8 @@ class Daemon(Talker):
             return {"error": f"no such order: {order}"}
         names = [name] if name else list(self.node.grantees)[: 1 if order == "ask" else None]
         if not names or not self.node.grantees.keys() >= set(names):
-            return {"error": f"no grantor named '{name}' (have: {', '.join(self.node.grantees) or 'none'})"}
+            have = ", ".join(self.node.grantees)
+            return {"error": f"no grantor named '{name}' (have: {have})" if have else "this node asks no grantor"}
         if order == "ask":
             control.asked, control.answers = names[0], self.node.grantees[names[0]].answers
         for each in names:
@@ -4734,7 +4813,7 @@ def pubkey(_: Options) -> int:
     try:
         say(show_key(keypair(public_key(sys.stdin.read().strip())).public))
     except ValueError as why:
-        raise Fatal(f"standard input: {why}") from None
+        raise Fatal("standard input holds no private key (`ddpd.py genkey` makes one)") from why
     return 0
 
 
@@ -4807,7 +4886,8 @@ def ask(options: Options) -> int:
             say(f"{name}='{quoted}'")
     else:
         for grant in said["grants"]:
-            say(f"slot {grant['slot']}: {grant['prefix']} {lifetimes(grant)}")
+            say(f"slot {grant['slot']}: {grant['prefix']} preferred {lasting(grant['preferred'])} "
+                f"valid {lasting(grant['valid'])}")
         for refused in said["refused"]:
             say(f"slot {refused['slot']}: refused: {refused['reason']} {refused['text']}")
     return 1 if said["refused"] else 0
@@ -4857,7 +4937,7 @@ def clean(options: Options) -> int:
     lines = [(version_of(thing), line) for thing in gone for line in delete_lines(thing, config.mark)]
     failed = kernel.run(lines)
     if failed:
-        raise Fatal(f"cannot remove: {'; '.join(lines[n][1] for n in sorted(failed))}")
+        raise Fatal(f"cannot remove: {'; '.join(f'{lines[n][1]} ({why})' for n, why in failed.items())}")
     store.save({key_of(made_record(thing)): None for thing in things}, now)
     if read and ("run",) in read[0]:
         store.save({("run",): read[0]["run",][1]}, now)           # a second batch blanks the lines of the first
@@ -4901,7 +4981,9 @@ def decode_command(options: Options) -> int:
     try:
         datagram = bytes.fromhex("".join(options.words) or sys.stdin.read())
         kind = kind_of(datagram)
-    except (ValueError, Drop) as why:
+    except ValueError:
+        raise Fatal("want the datagram as hexadecimal digits") from None
+    except Drop as why:
         raise Fatal(f"not a datagram of ddpd: {why}") from None
     say(f"kind      {kind}\nversion   {datagram[1]}\nlength    {len(datagram)}")
     for name, start, end in PARTS[kind]:
@@ -4946,7 +5028,7 @@ def parse_options(argv: list[str]) -> Options:
         word = left.pop(0)
         if word in ("-c", "--wait"):
             if not left:
-                raise Fatal(f"{word} needs a value\n{usage()}")
+                raise Fatal(f"{word} needs a value")
             value = left.pop(0)
             if word == "-c":
                 options.file = value
@@ -4955,7 +5037,7 @@ def parse_options(argv: list[str]) -> Options:
         elif word in ("--json", "--env", "-v", "-h", "--help", "--version"):
             options.flags.add(word)
         elif word.startswith("-"):
-            raise Fatal(f"no such option: {word}\n{usage()}")
+            raise Fatal(f"no such option: {word} (--help lists them)")
         else:
             options.words.append(word)
     return options
@@ -4969,11 +5051,16 @@ def main(argv: list[str]) -> int:
             return 0
         name = options.words.pop(0) if options.words else "run"
         if name not in COMMANDS:
-            raise Fatal(f"no such command: {name} (did you mean '{nearest(name, COMMANDS)}'?)\n{usage()}")
+            raise Fatal(f"no such command: {name} (did you mean '{nearest(name, COMMANDS)}'? --help lists them)")
+        if len(options.words) > COMMANDS[name].usage.count("[G") and name != "decode":
+            raise Fatal(f"{name} takes no '{options.words[-1]}' (usage: ddpd.py [-c FILE] {name} {COMMANDS[name].usage})")
         return COMMANDS[name].run(options)
     except (ConfigError, Fatal, ValueError) as why:
         sys.stderr.write(f"ddpd: {why}\n")
         return 2
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)              # the reader has had enough
+        return 0
     except OSError as why:
         sys.stderr.write(f"ddpd: {why.filename or ''}: {why.strerror}\n")
         return 1

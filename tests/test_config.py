@@ -159,6 +159,8 @@ def test_every_key_has_a_bad_value_above() -> None:
     ("[pools home]\n", "f:1: [pools home]: no such section (did you mean 'pool'?)"),
     ("[grantees x]\n", "f:1: [grantees x]: no such section (did you mean 'grantee'?)"),
     ("[ddpd x]\n", "f:1: [ddpd x]: takes no name"), ("[pool]\n", "f:1: [pool]: needs a name: [pool NAME]"),
+    (f"[pool {'x' * 41}]\n", "at most 40 printable"), ("[pool hö]\n", "at most 40 printable"),
+    ("[pool a\x7fb]\n", "at most 40 printable"),
     ("[pool home\n", "no closing bracket"), ("key = 1\n", "f:1: 'key = 1' stands before any section"),
     ("[ddpd]\nhello\n", "line 2: 'hello' is not `key = value`"),
     ("[ddpd]\nmark = 1\nmark = 2\n", "f:3: [ddpd] mark: given twice (first in line 2)"),

@@ -205,6 +205,29 @@ def test_what_is_given_back_is_not_used_any_longer() -> None:
     assert not set(ask.releases) & {held.slot for held in leaf.grantee.held}
 
 
+def test_a_removed_line_lingers_deprecated_and_is_given_back_when_it_is_over() -> None:
+    leaf = Leaf("::/56\n  ::/60")
+    other = ddpd.parse_prefix("2001:db8:3:100::/60")
+    leaf.answer(grant(), grant(1, other, valid=90_000, preferred=50_000))
+    leaf.node.reconfigure(ddpd.read_config(TEXT.format("::/56"), "t"), at(T0))
+    assert leaf.held() == {str(P1): True, str(other): False}
+    assert [held.valid_until for held in leaf.grantee.held if held.slot == 1] == [T0 + ddpd.LINGER_S]
+    leaf.answer(grant(valid=90_000), boot=T0 + ddpd.LINGER_S - 1)
+    assert leaf.ask().releases == ()
+    leaf.grantee.woke(at(T0 + ddpd.LINGER_S))
+    assert leaf.ask().releases == (1,) and leaf.held() == {str(P1): True}
+    assert leaf.grantee.deadline <= T0 + ddpd.LINGER_S + 2        # and that is told soon
+
+
+def test_what_the_operator_gives_back_is_dropped_at_once() -> None:
+    leaf = Leaf("::/56 on br0")
+    leaf.answer(grant())
+    effects = leaf.node.operate(Event.RELEASE, "", at(T0 + 1))
+    assert leaf.held() == {} and leaf.node.wanted.things == {}
+    assert (ddpd.Install() in effects and ddpd.Call("h") in effects
+            and [save.record for save in saves(effects)] == [None])
+
+
 def test_no_slot_is_wanted_and_given_back_in_one_ask() -> None:
     """It would be answered INVALID: a new line may take the number of one that was removed."""
     leaf = Leaf("::/56\n  ::/60")
@@ -352,6 +375,12 @@ def test_giving_back_is_repeated_until_it_is_answered() -> None:
     assert len(asks_at(leaf, T0 + 600)) > 5
     leaf.answer(boot=T0 + 600)
     assert leaf.held() == {} and leaf.grantee.deadline == float("inf")
+
+
+def test_a_reload_does_not_end_the_giving_back() -> None:
+    leaf = in_state(State.RELEASED)
+    leaf.node.reconfigure(ddpd.read_config(TEXT.format("::/56"), "t"), at(T0 + 1))
+    assert leaf.ask().releases == (0,) and leaf.ask().wants == ()
 
 
 def test_a_late_answer_does_not_end_the_giving_back() -> None:

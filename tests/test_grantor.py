@@ -475,6 +475,18 @@ def test_a_new_pin_waits_until_the_lease_that_it_overlaps_is_over(length: int) -
     assert hub.get("bob", want(0, f"::/{length}")) == [pin]
 
 
+@pytest.mark.parametrize("length", [52, 60, 64])
+def test_a_lease_that_overlaps_anothers_new_pin_makes_room(length: int) -> None:
+    hub = Hub(HOME, ["alice", "bob"])
+    lease, = hub.get("alice", want(0, "::/60"))
+    pin = lease.network(length) if length <= 60 else lease._replace(length=length)
+    hub.configure(HOME + grantee("bob", f"pin = {pin}\n"), ["alice"])
+    new, = hub.get("alice", want(0, "::/60"))                    # the old one counts down
+    assert not new.overlaps(pin) and set(hub.living()) == {new, lease}
+    hub.later(3601)
+    assert hub.get("bob", want(0, f"::/{length}")) == [pin]
+
+
 def test_a_pin_of_a_pool_that_is_gone_waits_too() -> None:
     other = "[pool other]\nprefix = 2001:db8:77::/48\ngive = /56\nlifetime = 1h\n"
     hub = Hub(HOME, ["alice", "bob"])
@@ -619,11 +631,13 @@ def test_a_replayed_ask_is_stale_at_most_once_a_second() -> None:
     assert pair.hub.node.counters["sent_stale"] == 2
 
 
-def test_after_a_restart_a_known_grantee_asks_twice() -> None:
+@pytest.mark.parametrize("lost", [False, True], ids=["known", "ticket only"])
+def test_after_a_restart_a_known_grantee_asks_twice(lost: bool) -> None:
+    """Or one that brings a ticket: a recorded ask must not bring back what was given up since."""
     pair = Pair()
     pair.trip()
     first = pair.held
-    pair.hub.restart()
+    pair.hub.restart(lost=lost)
     pair.leaf.initiators["h"].session = None
     assert pair.trip() == [ddpd.Call("h")]                     # stale: once more, sealed
     pair.trip()

@@ -93,6 +93,23 @@ def test_no_write_touches_the_only_copy() -> None:
     assert [r["left"] for r in parse(file.data)[0]] == [7]
 
 
+def test_what_is_over_is_blanked_with_the_same_flush() -> None:
+    """Alice's line must not outlive the moment when bob gets her prefix."""
+    file = Bytes(granted(1), granted(2))
+    first, _ = file.file.batch({ddpd.key_of(granted(1)): None, ddpd.key_of(granted(3)): granted(3)})
+    file.write(first)
+    assert prefixes(file.data) == {granted(n)["prefix"] for n in (2, 3)}
+
+
+def test_no_older_copy_outlives_what_is_over() -> None:
+    """A renewal leaves an old line until the next batch; if that one is a release, both lines go at once."""
+    file = Bytes(granted(1))
+    file.change(granted(1, left=7))
+    first, _ = file.file.batch({ddpd.key_of(granted(1)): None})
+    file.write(first)
+    assert prefixes(file.data) == set()
+
+
 def test_the_later_serial_wins_wherever_it_stands() -> None:
     rows = [{**granted(1, left=left), "serial": serial} for left, serial in [(1, 5), (2, 9), (3, 7)]]
     assert [r["left"] for r in parse(json.dumps(rows).encode())[0]] == [2]
@@ -271,6 +288,18 @@ def test_of_two_lines_for_one_prefix_the_later_counts() -> None:
         assert [lease.key for peer in fresh.grantor.peers.values() for lease in peer.leases
                 if lease.prefix == prefix] == [BOB]
         assert prefix not in fresh.grantor.former
+        assert fresh.outdated == [ddpd.key_of(old)]
+
+
+@pytest.mark.parametrize(("older", "newer"), [(56, 64), (64, 56)])
+def test_of_two_leases_that_overlap_the_newer_is_true(older: int, newer: int) -> None:
+    """The file is written in any order: what is outdated is named, so that it can be blanked."""
+    rows = [granted(0x1200, key, prefix=f"2001:db8:42:1200::/{length}", serial=serial)
+            for key, length, serial in [(ALICE, older, 3), (BOB, newer, 4)]]
+    for there in (rows, rows[::-1]):
+        fresh = node()
+        assert fresh.restore(there, NOW) == [] and fresh.outdated == [ddpd.key_of(rows[0])]
+        assert [lease.key for peer in fresh.grantor.peers.values() for lease in peer.leases] == [BOB]
 
 
 # ---- time
@@ -326,6 +355,18 @@ def test_all_records_come_back_as_they_were() -> None:
 
 
 # ---- what a grantee held
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_a_line_keeps_its_slot_over_the_first_crash(recorded: bool) -> None:
+    """Slots are written when they are given; without a record, what is held is still its line's."""
+    fresh = node()
+    effects = fresh.start(NOW)
+    records = [effect.record for effect in effects if isinstance(effect, ddpd.Save) and effect.record]
+    assert [record["kind"] for record in records] == ["slot"]
+    again = node()
+    again.restore([HELD.record(BOB, "b", NOW), *(records if recorded else [])], NOW)
+    assert again.grantees["exit1"].slots == {"6/56#0": HELD.slot}
+
 
 HELD = ddpd.Held(0, ddpd.parse_prefix("2001:db8:9:100::/56"), bytes(20), NOW.boot + 600, NOW.boot + 1200)
 

@@ -182,8 +182,8 @@ def test_what_could_not_be_saved_is_not_sent(earlier: list[ddpd.Effect], acts: A
                                              monkeypatch: pytest.MonkeyPatch) -> None:
     """A former lease that comes back is as new as any: its line would be forgotten after a crash."""
     monkeypatch.setattr(os, "fdatasync", full)
-    others = [granting(1, promise=False), [ddpd.Send(b"x", ddpd.Path("::1", 1))]]
-    acts.daemon.perform([earlier + granting(2), *others, granting(3)])
+    other: list[ddpd.Effect] = [ddpd.Send(b"x", ddpd.Path("::1", 1))]
+    acts.daemon.perform([earlier + granting(2), granting(1, promise=False), other, granting(3)])
     assert [did for did in acts.did if did.startswith("send")] == ["send 1", "send x"]
     assert acts.daemon.node.grantor.disk_full
 

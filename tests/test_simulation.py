@@ -42,6 +42,7 @@ class Disk:
         self.dice = dice
         self.data: bytes | None = None
         self.file = ddpd.LeaseFile()
+        self.unflushed: list[tuple[int, bytes]] = []
         self.ours = self.full = False
         self.retry_at = float("inf")
 
@@ -60,7 +61,7 @@ class Disk:
             return False
         file = ddpd.LeaseFile(self.file.serial)
         self.data = b"".join(file.whole(records))
-        self.file, self.ours, self.retry_at = file, True, float("inf")
+        self.file, self.ours, self.unflushed, self.retry_at = file, True, [], float("inf")
         return True
 
     def write(self, writes: Iterable[tuple[int, bytes]]) -> None:
@@ -77,10 +78,14 @@ class Disk:
             self.tear(first)
             self.ours = False
             return False
-        self.write(first)
-        if self.dice.random() < 0.5:          # blanking the old lines is not flushed
-            self.write(after)
+        self.write(self.unflushed + first)
+        self.unflushed = after                # until the next flush; a power failure may lose it
         return True
+
+    def crash(self) -> None:
+        if self.dice.random() < 0.5:
+            self.write(self.unflushed)
+        self.unflushed, self.ours = [], False
 
     def tear(self, writes: list[tuple[int, bytes]]) -> None:
         for offset, data in writes[:1]:
@@ -144,7 +149,7 @@ class Host:
         """The program, or the whole machine, ends and starts."""
         if clean:
             self.rewrite(clean=True)           # if the disk is full, this was a crash
-        self.disk.ours = False
+        self.disk.crash()
         if reboot:
             self.boots, self.booted_at = self.boots + 1, self.world.t - 20.0
             self.kernel = {}
@@ -329,7 +334,7 @@ class World:
         host.restart(clean=host.worn(), reboot=self.dice.random() < 0.3)
 
     def lose(self, host: Host) -> None:
-        host.disk.data = None
+        host.disk.data, host.disk.unflushed = None, []
         host.restart(clean=False, reboot=False)
 
     def jump(self, host: Host) -> None:

@@ -33,7 +33,7 @@ import ddpd  # noqa: E402 - found by the line above
 
 PORT = 33730
 GRANTOR = ddpd.keypair(bytes(range(32)))
-WINDOW = 48
+WINDOW = 160
 POOL = ddpd.parse_prefix("2001:db8::/32")
 
 
