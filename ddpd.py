@@ -77,13 +77,14 @@ MARK:     Final = 221                  # our routes' protocol; metric and tables
 MAX_DATAGRAM:   Final = 1232           # bytes of any datagram, in or out
 FIRST_ASK:      Final = 512            # bytes of the first ask, padded
 ASK_STEP:       Final = 128            # later asks are a multiple of this many bytes
+MAX_TEXT:       Final = 200            # printable ASCII letters of a text
 MAX_SLOTS:      Final = 16             # slots in one ask, `ask` lines towards one grantor
 MAX_PENDING:    Final = 4              # unanswered handshakes kept by a grantee; pending sessions a peer
 MAX_SESSIONS:   Final = 250_000        # sessions of a grantor in all
 SESSION_S:      Final = 23 * 3600      # seconds until a session is forgotten
 COOKIE_S:       Final = 120            # seconds that a cookie's secret, and a cookie, is used
 LATE_S:         Final = 120            # seconds after which an answer is too late
-SOURCE_ASKS:    Final = 20             # handshakes a second from one source, under load
+SOURCE_ASKS:    Final = 20             # handshakes a second from one IPv4 address or IPv6 /64, under load
 STALE_GAP_S:    Final = 1.0            # seconds between two STALE answers to one peer
 NEW_A_MINUTE:   Final = 10             # new leases a minute for one grantee
 MAX_FORMER:     Final = 4              # ended leases held back for one grantee
@@ -335,7 +336,7 @@ def decode_name(value: bytes) -> str:
 
 
 def decode_text(value: bytes) -> str:
-    if len(value) > 200 or not all(32 <= letter < 127 for letter in value):
+    if len(value) > MAX_TEXT or not all(32 <= letter < 127 for letter in value):
         raise Drop("text not printable or too long")
     return value.decode("ascii")
 
@@ -893,6 +894,12 @@ def words(text: str) -> list[str]:
     return text.replace(",", " ").split()
 
 
+def address(text: str) -> Prefix:
+    if "/" in text:
+        raise ValueError(f"'{text}' is not an address (no length here)")
+    return parse_host(text)
+
+
 def device(text: str) -> str:
     if not 0 < len(text) <= 15 or not NAME_LETTERS.union("._@:").issuperset(text) or text in (".", ".."):
         raise ValueError(f"'{text}' is not an interface name (such as eth0, at most 15 letters)")
@@ -973,10 +980,8 @@ def host_port(text: str) -> HostPort:
         host, port = text, ""
     else:
         host, _, port = text.partition(":")
-    if ":" in host:
-        parse_prefix(host.partition("%")[0])
-    elif host.replace(".", "").isdigit():
-        parse_prefix(host)
+    if ":" in host or host.replace(".", "").isdigit():
+        address(host.partition("%")[0])
     elif not is_name(host):
         raise ValueError(f"'{host}' is neither an address nor a host name")
     return HostPort(host, whole(1, 65535)(port.removeprefix(":")) if port.removeprefix(":") else PORT)
@@ -997,7 +1002,7 @@ def parse_reach(text: str) -> Reach:
     found = dict(zip(parts[::2], parts[1::2], strict=False))
     if len(parts) % 2 or not found or not found.keys() <= {"via", "dev"} or len(found) * 2 != len(parts):
         raise ValueError(f"'{text}' is no route (want `dev IF`, or `via ADDRESS`, or `via ADDRESS dev IF`)")
-    via = parse_host(found["via"]).host if "via" in found else ""
+    via = address(found["via"]).host if "via" in found else ""
     return Reach(via, device(found["dev"]) if "dev" in found else "")
 
 
@@ -1093,9 +1098,9 @@ SETTINGS: Final[dict[str, dict[str, Setting]]] = {
         "preferred": Setting(optional(duration), "", "preferred lifetime; default half of `lifetime`"),
         "renew":     Setting(optional(duration), "", "T1, when a grantee renews; default half of `preferred`"),
         "rebind":    Setting(optional(duration), "", "T2, when it tries every address; default 0.8 of `preferred`"),
-        "dns":       Setting(many(parse_host), "", "name servers told to grantees"),
+        "dns":       Setting(many(address), "", "name servers told to grantees"),
         "search":    Setting(many(name_word), "", "search domains told to grantees"),
-        "ntp":       Setting(many(parse_host), "", "time servers told to grantees"),
+        "ntp":       Setting(many(address), "", "time servers told to grantees"),
         "mtu":       Setting(optional(whole(1280, 9000)), "", "MTU told to grantees"),
     },
     "grantee": {
@@ -1459,7 +1464,7 @@ class Space:
         block = self.guess(shortest, below) or self.count(shortest, below)
         if block is None:
             return None
-        inside = below(1 << (length - shortest)) << (self.width - length)
+        inside = below(1 << (length - shortest)) << (self.width - length) if length > shortest else 0
         return Prefix(block.version, block.first + inside, length)
 
     def guess(self, length: int, below: Callable[[int], int]) -> Prefix | None:
@@ -1592,7 +1597,10 @@ class LeaseFile:
                 writes.append((line * LINE, BLANK))
                 old.append(line)
         self.blanks += old
-        return writes, [(line * LINE, BLANK) for line in late]
+        blanking = [(line * LINE, BLANK) for line in late]
+        if None in changes.values():                              # no older copy may outlive what is over
+            return writes + blanking, []
+        return writes, blanking
 
 
 class Damage(NamedTuple):
@@ -1706,7 +1714,7 @@ def thing_key(thing: Thing) -> Key:
         return ("1 route", thing.table, thing.prefix)
     if isinstance(thing, Address):
         return ("2 address", thing.dev, thing.address)
-    return ("3 rule", thing.version, str(thing.source or ""))
+    return ("3 rule", thing.version, str(thing.source or ""), thing.table)
 
 
 def version_of(thing: Thing) -> int:
@@ -1816,6 +1824,7 @@ class Links:
 
     names: dict[int, str] = field(default_factory=dict)
     addresses: tuple[tuple[int, Prefix], ...] = ()                # (interface index, address/length)
+    flags: dict[int, int] = field(default_factory=dict)           # down and up again loses routes
 
     def neighbour(self, host: Prefix, index: int) -> bool:
         """Is this address directly connected on that interface, and not our own?"""
@@ -1827,9 +1836,10 @@ class Links:
 
 
 def links_of(replies: Iterable[tuple[int, bytes]]) -> Links:
-    names, addresses = {}, []
+    names, flags, addresses = {}, {}, []
     for kind, body in replies:
         if kind == RTM["link"]:
+            flags[int.from_bytes(body[4:8], byteorder)] = int.from_bytes(body[8:12], byteorder)
             name = attributes(body, 16).get(IFLA_IFNAME, b"")[:-1].decode("latin-1")
             names[int.from_bytes(body[4:8], byteorder)] = name
         elif kind == RTM["address"] and body[0] in FAMILY.values():
@@ -1838,7 +1848,7 @@ def links_of(replies: Iterable[tuple[int, bytes]]) -> Links:
             if len(packed) in (4, 16):
                 own = Prefix(4 if len(packed) == 4 else 6, int.from_bytes(packed, "big"), body[1])
                 addresses.append((int.from_bytes(body[4:8], byteorder), own))
-    return Links(names, tuple(addresses))
+    return Links(names, tuple(addresses), flags)
 
 
 def route_of(body: bytes, mark: int, names: Mapping[int, str]) -> Route | None:
@@ -1955,8 +1965,15 @@ def thing_reach(reach: Reach) -> str:
     return " ".join(f"{word} {value}" for word, value in zip(("via", "dev"), reach, strict=True) if value)
 
 
-def best_length(lengths: Iterable[int]) -> str:
-    return " ".join(f"/{length}" for length in sorted(set(lengths)))
+def lengths_shown(lengths: Iterable[int]) -> str:
+    """`/48 /56-/64`"""
+    runs: list[list[int]] = []
+    for length in sorted(lengths):
+        if runs and runs[-1][-1] == length - 1:
+            runs[-1].append(length)
+        else:
+            runs.append([length])
+    return " ".join(f"/{run[0]}" if len(run) == 1 else f"/{run[0]}-/{run[-1]}" for run in runs)
 
 
 def short(key: bytes) -> str:
@@ -2091,7 +2108,7 @@ class Grantor:
         self.peers: dict[bytes, Peer] = {}
         self.former: dict[Prefix, Lease] = {}                     # oldest first
         self.timers: list[tuple[float, int, Lease]] = []
-        self.timer_count = 0
+        self.timer_count = self.dead_timers = 0
         self.recovering_until = -inf
         self.disk_full = False
         self.epoch = 0
@@ -2149,6 +2166,8 @@ class Grantor:
     def free(self, prefix: Prefix) -> None:
         if prefix in self.fixed:
             return
+        if any(prefix.holds(space.pool) for space in self.spaces):
+            self.rebuild()                                        # it had covered a pool that has shrunk since
         for space in self.spaces:
             if space.pool.holds(prefix):
                 space.free(prefix)
@@ -2171,6 +2190,14 @@ class Grantor:
             return True
         return prefix not in self.contested and self.agreed_pool(agreement, prefix) is not None
 
+    def stays(self, peer: Peer, lease: Lease) -> bool:
+        """Still agreed; and there is no pin of its shape that should be there instead."""
+        held = {other.prefix for other in peer.leases if other.living}
+        pins = peer.agreement.pins
+        better = pins and lease.prefix not in pins and any(
+            pin.shape == lease.prefix.shape and pin not in held for pin in pins)
+        return not better and self.agreed(peer.agreement, lease.prefix)
+
     def terms(self, peer: Peer, lease: Lease) -> Pool | None:
         """Whose lifetimes and options a lease has; a pin outside of all pools has the first pool's."""
         pools = peer.agreement.pools
@@ -2186,7 +2213,7 @@ class Grantor:
             fits = prefix.shape == want.shape or (
                 prefix in pins and prefix.version == want.version and not case.is_asked_for(prefix))
             if (lease.state is LeaseState.ACTIVE and lease.slot == case.want.slot and fits
-                    and self.agreed(case.peer.agreement, prefix)):
+                    and self.stays(case.peer, lease)):
                 return lease
         return None
 
@@ -2223,7 +2250,7 @@ class Grantor:
                  for length in pool.give if not agreement.lengths or length in agreement.lengths}
         if want.length in given:
             return None
-        return self.refusal(case, Reason.LENGTH, 3600, f"/{want.length} is not given (given: {best_length(given)})")
+        return self.refusal(case, Reason.LENGTH, 3600, f"/{want.length} is not given (given: {lengths_shown(given)})")
 
     def remembered(self, case: Case) -> Lease | Refusal | None:
         """What the slot had before it was released, expired or deprecated."""
@@ -2239,7 +2266,7 @@ class Grantor:
         prefix, ticket = case.want.prefix, case.want.ticket
         pool = self.agreed_pool(case.peer.agreement, prefix)
         if not prefix.first or pool is None or not is_leasable(prefix, pool.prefix) \
-                or self.ticket(case.peer.key, case.want.slot, prefix, ticket[:4]) != ticket:
+                or not equal(self.ticket(case.peer.key, case.want.slot, prefix, ticket[:4]), ticket):
             return None
         age_s = 3600 * max(0, int(case.now.wall // 3600) - int.from_bytes(ticket[:4], "big"))
         if age_s > pool.valid_s and self.recovering_until > case.now.boot:
@@ -2253,7 +2280,7 @@ class Grantor:
         left = self.recovering_until - case.now.boot
         if left <= 0:
             return None
-        return self.refusal(case, Reason.RECOVERING, min(left + 1, 600), f"recovering for another {int(left)} s")
+        return self.refusal(case, Reason.RECOVERING, min(left + 1, 600), f"recovering for another {seconds(left)} s")
 
     def rated(self, case: Case) -> Lease | Refusal | None:
         news = case.peer.news
@@ -2304,7 +2331,7 @@ class Grantor:
         return found
 
     CHAIN: ClassVar[tuple[Callable[[Grantor, Case], Lease | Refusal | None], ...]] = (
-        kept, admitted, pinned, right_length, remembered, claimed, recovered, rated, drawn)
+        kept, admitted, rated, pinned, right_length, remembered, claimed, recovered, drawn)
 
     def decide(self, case: Case) -> Lease | Refusal:
         for handler in self.CHAIN:
@@ -2316,7 +2343,7 @@ class Grantor:
     def refusal(self, case: Case, reason: Reason, again_s: float, text: str) -> Refusal:
         self.out.append(Note(f"refused grantee={case.peer.agreement.name} slot={case.want.slot} "
                              f"want=/{case.want.prefix.length} reason={reason.name} why=\"{text}\""))
-        return Refusal(case.want.slot, reason, max(1, int(again_s)), text)
+        return Refusal(case.want.slot, reason, max(1, seconds(again_s)), text[:MAX_TEXT])
 
     # -- the agreement's number ------------------------------------------------------
 
@@ -2371,6 +2398,9 @@ class Grantor:
 
     def deprecate(self, lease: Lease, now: Now) -> None:
         lease.state = LeaseState.DEPRECATED
+        if lease.valid_until == inf:
+            lease.valid_until = now.boot + LINGER_S
+            self.watch(lease)
         self.save(lease, now)
         self.tell("deprecated", lease)
 
@@ -2406,7 +2436,12 @@ class Grantor:
     def forget(self, lease: Lease) -> None:
         self.former.pop(lease.prefix, None)
         self.peers[lease.key].leases.remove(lease)
+        self.dead_timers += lease.due != inf
         lease.state, lease.due = LeaseState.FORMER, inf
+        if self.dead_timers > 1000 and self.dead_timers > len(self.timers) / 2:
+            self.timers = [row for row in self.timers if row[0] == row[2].due]
+            heapq.heapify(self.timers)
+            self.dead_timers = 0
         self.route(lease)
         self.free(lease.prefix)
         self.out.append(Save(lease.id, None))
@@ -2444,7 +2479,7 @@ class Grantor:
             return None, "asked through something that changes addresses"
         if not self.links.neighbour(host, path.interface):
             return None, "not a neighbour: a routing protocol's work"
-        return Reach(host.host, self.links.names[path.interface]), ""
+        return Reach(host.host, self.links.names.get(path.interface, "")), ""
 
     # -- asks ------------------------------------------------------------------------
 
@@ -2586,8 +2621,7 @@ class Grantor:
         """Who holds what is no longer agreed, and should be nudged."""
         self.configure(config)
         return [peer for peer in self.peers.values() if peer.key in self.agreements
-                and any(lease.state is LeaseState.ACTIVE and not self.agreed(peer.agreement, lease.prefix)
-                        for lease in peer.leases)]
+                and any(lease.state is LeaseState.ACTIVE and not self.stays(peer, lease) for lease in peer.leases)]
 
     def restore(self, leases: list[Lease], now: Now) -> list[Key]:
         """From the lease file, where `valid_until` is the time left.  Of two that overlap the newer one is true."""
@@ -2774,17 +2808,33 @@ class Grantee:
 
     def number(self, known: Mapping[str, int]) -> list[Effect]:
         """Settle the slots: a line that is gone is released, a new one numbered and written down."""
-        lingering = {held.slot for held in self.held}             # of removed lines: released when they are over
-        self.slots = number_slots(self.contact, known, lingering | self.releases)
+        known = {**self.slots_held(known), **known}
+        busy = {held.slot for held in self.held if held.slot not in known.values()} | self.releases
+        self.slots = number_slots(self.contact, known, busy)
+        used, lingering = set(self.slots.values()), {held.slot for held in self.held}
         gone = {name: slot for name, slot in known.items() if name not in self.slots}
-        self.releases = (self.releases | set(gone.values()) - lingering).difference(self.slots.values())
-        self.refused = {slot: refusal for slot, refusal in self.refused.items() if slot in self.slots.values()}
+        self.releases |= set(gone.values()) - used - lingering    # what lingers is released when it is over
+        if self.state is not State.RELEASED:
+            self.releases -= used
+        self.refused = {slot: refusal for slot, refusal in self.refused.items() if slot in used}
         for held in self.held:
             held.lans = self.lans().get(held.slot, held.lans)
         name = self.contact.name
         return [*(Save(("slot", name, line), None) for line in gone),
                 *(Save(("slot", name, line), {"kind": "slot", "grantor": name, "line": line, "slot": slot})
-                  for line, slot in self.slots.items() if known.get(line) != slot)]
+                  for line, slot in self.slots.items())]
+
+    def slots_held(self, known: Mapping[str, int]) -> dict[str, int]:
+        """What a lost record of a slot must have said: a lease of that family and length is held in it."""
+        left = {n: line.prefix.shape for n, line in enumerate(self.contact.lines)
+                if slot_name(self.contact.lines, n) not in known}
+        found = {}
+        for held in self.held:
+            fitting = next((n for n, shape in left.items() if shape == held.prefix.shape), None)
+            if held.current and held.slot not in known.values() and fitting is not None:
+                found[slot_name(self.contact.lines, fitting)] = held.slot
+                del left[fitting]
+        return found
 
     def lans(self) -> dict[int, tuple[Lan, ...]]:
         return {self.slots[slot_name(self.contact.lines, n)]: line.lans for n, line in enumerate(self.contact.lines)}
@@ -2838,18 +2888,19 @@ class Grantee:
             have = current.get(slot)
             fits = have is not None and have.prefix.shape == line.prefix.shape
             wants.append(Want(slot, have.prefix, have.ticket) if have and fits else Want(slot, line.prefix))
-        released = tuple(sorted(self.releases))
+        released = tuple(sorted(self.releases))[:MAX_SLOTS]
+        wants = [] if self.state is State.RELEASED else wants[: MAX_SLOTS - len(released)]
         return Ask(stamp=stamp, run=run, source=source, hostname=self.contact.hostname or None,
-                   wants=() if self.state is State.RELEASED else tuple(wants), releases=released)
+                   wants=tuple(wants), releases=released)
 
     def answered(self, ask: Ask, answer: Answer, sent_at: float, now: Now, taken: Callable[[Prefix], str],
                  ) -> list[Effect]:
         """Apply a fresh answer.  `taken` says what else a prefix would overlap."""
-        if answer.status != Status.OK:
+        if answer.status != Status.OK:                            # nothing of it was done
             refusals = tuple(Refusal(want.slot, 0, 0, answer.why or status_name(answer.status)) for want in ask.wants)
             answer = replace(answer, grants=(), refusals=refusals)
         self.answers, self.status = self.answers + 1, status_name(answer.status)
-        self.releases -= set(ask.releases)
+        self.releases -= set(ask.releases) if answer.status == Status.OK else set()
         self.complaints = {}
         self.again = {want.slot: now.boot + REFUSED.first_s for want in ask.wants}
         before = {(held.slot, held.prefix): held.current for held in self.held}
@@ -2877,7 +2928,8 @@ class Grantee:
                 self.deprecate(have, now)
                 have.valid_until = min(have.valid_until, valid_until)
             return
-        why = self.mistrust(grant, wanted.get(grant.slot), taken)
+        known = grant.slot in self.slots.values()
+        why = self.mistrust(grant, wanted.get(grant.slot) if known else None, taken if have is None else lambda _: "")
         if why:
             self.complaints[grant.slot] = f"{grant.prefix}: {why}"
             return
@@ -2943,7 +2995,7 @@ class Grantee:
         granted = [grant for grant in answer.grants if grant.current and grant.slot in slots]
         shortest = min((span(grant.preferred_s) for grant in granted), default=inf)
         t1, t2 = answer.times or (0, 0)
-        self.t1_at = sent_at + max(1.0, shortest * 0.5 if shortest == inf else span(t1) or shortest * 0.5)
+        self.t1_at = sent_at + max(1.0, span(t1) or shortest * 0.5)
         self.t2_at = max(self.t1_at, sent_at + max(1.0, span(t2) or shortest * 0.8))
         if self.contact.keepalive_s:
             self.t1_at = min(self.t1_at, now.boot + self.contact.keepalive_s)
@@ -3135,8 +3187,9 @@ class Responder:
         cookies = [mac(digest(self.secret + n.to_bytes(8, "big")), place) for n in (epoch, epoch - 1)
                    if n >= 0]
         if any(equal(mac(cookie, datagram[:-MAC_LEN]), datagram[-MAC_LEN:]) for cookie in cookies):
-            self.sources[source] += 1
-            if self.sources[source] > SOURCE_ASKS:
+            block = source if source[:12] == bytes(10) + b"\xff\xff" else source[:8]
+            self.sources[block] += 1
+            if self.sources[block] > SOURCE_ASKS:
                 raise Drop("too many from one source")
             return None
         salt = self.rand(12)
@@ -3192,6 +3245,7 @@ class Attempt:
     id: bytes
     handshake: Handshake
     mac1: bytes
+    number: int
     cookied: bool = False
 
 
@@ -3205,6 +3259,7 @@ class Initiator:
         self.attempts: deque[Attempt] = deque(maxlen=MAX_PENDING)
         self.asked: dict[int, tuple[float, Ask]] = {}             # stamp -> (sent, what)
         self.stamp = self.applied = -1
+        self.tried = self.newest = 0                              # handshakes written; the one that made the session
         self.unanswered = 0                                       # sealed asks in a row
         self.size = FIRST_ASK
         self.cookie, self.cookie_at = b"", -inf
@@ -3236,7 +3291,8 @@ class Initiator:
         body = header + handshake.write_first(keypair(self.rand(KEY_LEN)), self.sized(plain, ASK_OVERHEAD))
         mac1 = mac(self.mac1_key, body)
         cookie = self.cookie if now.boot - self.cookie_at < COOKIE_S else b""
-        self.attempts.append(Attempt(header[4:], handshake, mac1))
+        self.tried += 1
+        self.attempts.append(Attempt(header[4:], handshake, mac1, self.tried))
         self.ends = ends
         return body + mac1 + (mac(cookie, body + mac1) if cookie else NO_MAC)
 
@@ -3252,8 +3308,9 @@ class Initiator:
         handshake = copy(attempt.handshake)
         plain = handshake.read_second(datagram[ID_LEN:])
         self.attempts.remove(attempt)
-        self.session = Session(handshake, now.boot)
-        self.session.ends, self.unanswered = self.ends, 0
+        if attempt.number > self.newest:                          # answers may overtake each other
+            self.session, self.newest = Session(handshake, now.boot), attempt.number
+            self.session.ends, self.unanswered = self.ends, 0
         return plain
 
     def open_sealed(self, datagram: bytes) -> bytes:
@@ -3385,6 +3442,7 @@ class Node:
         self.initiators: dict[str, Initiator] = {}
         self.counters: Counter[str] = Counter()
         self.nudges: list[tuple[float, bytes]] = []
+        self.numbered: list[Effect] = []                          # slots to be written down at the start
         self.outdated: list[Key] = []                             # in the lease file, and no longer true
         self.add_grantees(config)
 
@@ -3403,6 +3461,8 @@ class Node:
         kind = kind_of(datagram)
         self.counters[f"heard_{kind}"] += 1
         hear = self.HEARD.get((kind, bool(grantor)))
+        if grantor and grantor not in self.grantees:
+            raise Drop("no longer asked")
         if hear is None:
             raise Drop("kind for the other role")
         return hear(self, datagram, grantor or path, now)
@@ -3463,8 +3523,8 @@ class Node:
     def heard_reply(self, datagram: bytes, name: str, now: Now) -> list[Effect]:
         message = decode(self.initiators[name].open_sealed(datagram))
         if isinstance(message, Nudge):
-            if now.boot - self.grantees[name].nudged_at < NUDGE_GAP_S:
-                raise Drop("nudged too often")
+            if now.boot - self.grantees[name].nudged_at < NUDGE_GAP_S or self.grantees[name].state is State.RELEASED:
+                raise Drop("nudged too often, or after a release")
             self.grantees[name].nudged_at = now.boot
             self.initiators[name].unanswered = 0
             effects = self.grantees[name].step(Event.NUDGED, now)
@@ -3588,8 +3648,9 @@ class Node:
         for name, grantee in self.grantees.items():
             effects += grantee.number(known.get(name, {}))
             for held in grantee.held:
-                if held.slot not in grantee.slots.values():
+                if held.current and held.slot not in grantee.slots.values():
                     grantee.deprecate(held, now)
+                    effects.append(Save(held.id(grantee.contact.key), held.record(grantee.contact.key, self.boot, now)))
             if grantee.state is not State.RELEASED:
                 effects += grantee.step(Event.NUDGED, now)
         self.want_grantees()
@@ -3606,7 +3667,8 @@ class Node:
                 found[record["kind"]].append(READ_RECORD[record["kind"]](record, self.boot, now))
             except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as why:
                 damage.append(Damage(0, f"{json.dumps(record)} ({type(why).__name__}: {why})"))
-        run = found["run"][-1] if found["run"] else LastRun(False, self.boot, now.boot, 0)
+        run = found["run"][-1] if found["run"] else \
+            LastRun(False, self.boot, now.boot, max((lease.epoch for lease in found["granted"]), default=0))
         self.grantor.epoch = run.epoch if run.clean else run.epoch + 1
         elapsed_s = max(0.0, now.boot - run.at) if run.boot == self.boot else 0.0
         self.outdated = self.grantor.restore([aged(lease, run, elapsed_s) for lease in found["granted"]], now)
@@ -3616,7 +3678,8 @@ class Node:
         for grantee in self.grantees.values():
             key = grantee.contact.key
             grantee.held = [held for at, held in found["held"] if at == key and held is not None]
-            grantee.number({line: slot for at, line, slot in found["slot"] if at == grantee.contact.name})
+            known = {line: slot for at, line, slot in found["slot"] if at == grantee.contact.name}
+            self.numbered += grantee.number(known)
         self.want_grantees()
         return damage
 
@@ -3629,7 +3692,7 @@ class Node:
             if prefix is not None and self.grantor.is_free(prefix):
                 self.grantor.restore([Lease(b"", 0, prefix, LeaseState.FORMER, longest_s, longest_s)], now)
         if lost and self.config.pools:
-            self.grantor.recovering_until = now.boot + min(longest_s, self.config.hold_s)
+            self.grantor.recovering_until = now.boot + longest_s
 
     def run_record(self, clean: bool, now: Now) -> Record:
         """clean: all leases are written with their time left."""
@@ -3655,11 +3718,11 @@ class Node:
     def start(self, now: Now) -> list[Effect]:
         for grantee in self.grantees.values():
             if not grantee.slots:
-                grantee.number({})
+                self.numbered += grantee.number({})
             if any(held.current for held in grantee.held):
                 grantee.enter(State.RENEWING, now.boot)
         self.want_grantees()
-        return [Install(), *(Hook(name, "started") for name, g in self.grantees.items() if g.held)]
+        return [*self.numbered, Install(), *(Hook(name, "started") for name, g in self.grantees.items() if g.held)]
 
 
 # ==== STATUS ========================================================= pure ====
@@ -3872,6 +3935,8 @@ def make_secret(path: str) -> bytes:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(fd, "w") as file:
             file.write(show_key(secret) + "\n")
+            file.flush()
+            os.fsync(fd)
     except OSError as why:
         raise Fatal(f"cannot make {path}: {why.strerror}") from None
     log.info("made key=%s", path)
@@ -3959,10 +4024,10 @@ class Store:
             os.close(fd)
             os.unlink(temporary)
             raise
-        sync_folder(self.path)
         if self.fd >= 0:
             os.close(self.fd)
         self.fd, self.file, self.retry_at = fd, file, inf
+        sync_folder(self.path)
 
     def save(self, changes: Mapping[Key, Record | None], now: Now) -> bool:
         """Write and flush; False if that cannot be done now."""
@@ -4003,13 +4068,18 @@ def failed_lines(said: str) -> Iterator[tuple[int, str]]:
 
 
 def run_command(command: list[str], stdin: str) -> str:
-    """Its complaints; empty if it succeeded."""
+    """Its complaints; empty if it succeeded; OSError if it could not be run, or hangs."""
     log.debug("run command=\"%s\"%s", " ".join(command), "".join(f"\n    {line}" for line in stdin.splitlines()))
     try:
         done = subprocess.run(command, input=stdin, text=True, capture_output=True, check=False, timeout=CHILD_S)
-    except (OSError, subprocess.TimeoutExpired) as why:
-        return str(why)
+    except subprocess.TimeoutExpired:
+        raise OSError(errno.ETIMEDOUT, f"{command[0]}: {os.strerror(errno.ETIMEDOUT)}") from None
     return "" if done.returncode == 0 else done.stderr.strip() or "failed"
+
+
+def place_of(dev: str, address: Prefix) -> Key:
+    """What the kernel takes for one address: IPv6 ones do not differ by length alone."""
+    return dev, address.first, address.version, address.length if address.version == 4 else 0
 
 
 class Kernel:
@@ -4050,33 +4120,34 @@ class Kernel:
         self.installed = {thing_key(thing): thing for thing in found if thing is not None}
         there = self.addresses()
         for key, thing in made.items():
-            if isinstance(thing, Address) and (thing.dev, thing.address) in there:
+            if isinstance(thing, Address) and place_of(thing.dev, thing.address) in there:
                 self.installed[key] = before.get(key, thing)      # with the lifetimes that we gave it
 
-    def addresses(self) -> set[tuple[str, Prefix]]:
-        return {(self.links.names.get(index, ""), own) for index, own in self.links.addresses}
+    def addresses(self) -> set[Key]:
+        return {place_of(self.links.names.get(index, ""), own) for index, own in self.links.addresses}
 
     def changed(self) -> bool:
         """Has anything happened to links or addresses since the last look?"""
-        seen = False
-        while True:
+        for n in range(BATCH):
             try:
                 self.monitor.recv(65536)
-                seen = True
             except BlockingIOError:
-                return seen
+                return n > 0
             except OSError:
-                seen = True                                       # overrun: look anyway
+                break                                             # overrun: look anyway
+        return True
 
     def run(self, lines: list[tuple[int, str]]) -> dict[int, str]:
         """Each (IP version, words of `ip`); which failed, and why."""
         failed: dict[int, str] = {}
         for version in WIDTH:
             mine = [n for n, row in enumerate(lines) if row[0] == version]
-            if mine and not self.run_batch(lines, mine, failed):
-                for n in mine:
-                    said = run_command(["ip", f"-{version}", *lines[n][1].split()], "")
-                    failed |= {n: said} if said else {}
+            try:
+                if mine and not self.run_batch(lines, mine, failed):
+                    said = {n: run_command(["ip", f"-{version}", *lines[n][1].split()], "") for n in mine}
+                    failed |= {n: why for n, why in said.items() if why}
+            except OSError as why:
+                failed |= dict.fromkeys(mine, str(why))
         return failed
 
     def run_batch(self, lines: list[tuple[int, str]], mine: list[int], failed: dict[int, str]) -> bool:
@@ -4331,8 +4402,9 @@ class Control:
         elif self.heard.endswith(b"\n") and not self.unsent and not self.asked:
             try:
                 order = json.loads(self.heard)
+                self.until = now.boot + min(3600.0, max(1.0, float(order.get("wait", CONTROL_S))))
                 said = daemon.obey(self, str(order.get("do")), str(order.get("grantor", "")), now)
-            except (ValueError, AttributeError, RecursionError):
+            except (ValueError, TypeError, AttributeError, RecursionError):
                 said = {"error": "not understood"}
             self.say(said)
 
@@ -4445,6 +4517,7 @@ class Daemon(Talker):
     # -- start and end -------------------------------------------------------------------
 
     def start(self) -> None:
+        self.wake = self.catch_signals()
         gc.disable()                                              # 100,000 leases are no garbage: do not look
         now = clock_now()
         self.restore(now)
@@ -4504,9 +4577,8 @@ class Daemon(Talker):
         if any(isinstance(effect, Install) for effects in events for effect in effects):
             self.install(now)
         for effects in events:
-            broken = any(isinstance(effect, Save) and effect.key in lost for effect in effects)
             for effect in effects:
-                if not (broken and isinstance(effect, Send)):
+                if not (lost and isinstance(effect, Send)):       # who asked in this batch asks again
                     act = self.ACTIONS.get(type(effect))
                     if act is not None:
                         act(self, effect, now)
@@ -4549,8 +4621,13 @@ class Daemon(Talker):
         failed = kernel.run(lines)
         for thing in gone:
             kernel.installed.pop(thing_key(thing), None)
-        self.strike_out([thing_key(thing) for thing in gone if not isinstance(thing, Route)], now)
         self.note_made(new, failed, lines)
+        if gone or failed:
+            self.see_links()
+        there = kernel.addresses()
+        over = [thing for thing in gone if not isinstance(thing, Address) or place_of(*thing[:2]) not in there]
+        over += [thing for n, thing in enumerate(new) if n in failed]
+        self.strike_out([thing_key(thing) for thing in over], now)
 
     def note_made(self, new: list[Thing], failed: Mapping[int, str], lines: list[tuple[int, str]]) -> None:
         for n, thing in enumerate(new):
@@ -4571,7 +4648,7 @@ class Daemon(Talker):
             return False
         if not isinstance(thing, Address) or thing_key(thing) in self.node.made:
             return True
-        return (thing.dev, thing.address) not in self.kernel.addresses()
+        return place_of(thing.dev, thing.address) not in self.kernel.addresses()
 
     def record_made(self, keys: Iterable[Key], things: Mapping[Key, Thing], now: Now) -> None:
         """Before it is made: what carries no mark in the kernel."""
@@ -4588,7 +4665,10 @@ class Daemon(Talker):
         self.store.save({key_of(made_record(thing)): None for thing in things}, now)
 
     def see_links(self) -> None:
-        self.node.links = self.node.grantor.links = self.kernel.look()
+        try:
+            self.node.links = self.node.grantor.links = self.kernel.look()
+        except OSError as why:
+            log.limited("links", "cannot see links why=\"%s\"", why)
 
     def send(self, effect: Send, _: Now) -> None:
         try:
@@ -4615,31 +4695,30 @@ class Daemon(Talker):
     # -- the loop ------------------------------------------------------------------------
 
     def serve(self) -> None:
-        wake = self.catch_signals()
         while not self.stopping:
-            readable = self.wait(wake)
+            readable = self.wait()
             now = clock_now()
             events = self.hear_all(readable, now)
-            self.perform(events + self.other_events(readable, wake, now))
+            self.perform(events + self.other_events(readable, now))
             self.controls.serve(self, readable, now)
             self.tend(now)
         self.leave()
 
-    def wait(self, wake: int) -> list[Any]:
+    def wait(self) -> list[Any]:
         now = clock_now()
         until = min(self.node.deadline, self.store.retry_at, self.hooks.kill_at, self.retry_install,
                     *(control.until for control in self.controls.open), inf)
-        sockets = [*self.sockets(), self.kernel.monitor, wake, *self.controls.sockets()]
+        sockets = [*self.sockets(), self.kernel.monitor, self.wake, *self.controls.sockets()]
         writing = [control.sock for control in self.controls.open if control.unsent]
         timeout = None if until == inf else max(0.0, min(until - now.boot, 1e6))
         return select.select(sockets, writing, [], timeout)[0]
 
-    def other_events(self, readable: list[Any], wake: int, now: Now) -> list[list[Effect]]:
+    def other_events(self, readable: list[Any], now: Now) -> list[list[Effect]]:
         events: list[list[Effect]] = []
         if self.kernel.monitor in readable and self.kernel.changed():
             events.append(self.links_changed())
-        if wake in readable:
-            os.read(wake, 4096)
+        if self.wake in readable:
+            os.read(self.wake, 4096)
             while self.signals:
                 events.append(self.signalled(self.signals.pop(0), now))
         return events
@@ -4698,7 +4777,10 @@ class Daemon(Talker):
         if not os.path.exists(config.key + ".granted") and self.node.grantor.recovering_until > now.boot:
             self.node.grantor.recovering_until = now.boot         # the operator has removed it to say so
         log.info("reloaded file=%s", config.file)
-        return "", self.node.reconfigure(config, now)
+        effects = self.node.reconfigure(config, now)
+        for name in self.network.dialled.keys() - self.node.grantees.keys():
+            self.network.dialled.pop(name).sock.close()
+        return "", effects
 
     # -- orders from the control socket ----------------------------------------------------
 
@@ -4749,10 +4831,10 @@ def order(config: Config, do: str, grantor: str = "", wait_s: float = CONTROL_S)
             if isinstance(why, PermissionError):
                 raise Fatal(f"{config.control}: {why.strerror}") from None
             return None
-        sock.settimeout(wait_s)
+        sock.settimeout(wait_s + 1)
         heard = b""
         try:
-            sock.sendall(json.dumps({"do": do, "grantor": grantor}).encode() + b"\n")
+            sock.sendall(json.dumps({"do": do, "grantor": grantor, "wait": wait_s}).encode() + b"\n")
             while data := sock.recv(1 << 20):
                 heard += data
         except OSError:
@@ -4875,6 +4957,8 @@ def ask(options: Options) -> int:
     if said is None:
         said = ask_once(config, contact, Event.NUDGED, options.wait_s)
     if "grants" not in said:
+        if "--json" in options.flags:
+            say(json.dumps({"grantor": contact.name, "status": "SILENT", "grants": [], "refused": [], "options": {}}))
         sys.stderr.write(f"ddpd: {contact.name} does not answer\n")
         return 3
     environment = said.pop("env", {})
@@ -4912,6 +4996,11 @@ def release(options: Options) -> int:
     if not ask_once(config, contact, Event.RELEASE, options.wait_s):
         sys.stderr.write(f"ddpd: {contact.name} does not answer\n")
         return 3
+    store = Store(config.leases)
+    store.acquire()
+    read = store.read()
+    held = [key for key in read[0] if key[:2] == ("held", show_key(contact.key))] if read else []
+    store.save(dict.fromkeys(held), clock_now())                  # so that the next start does not install it
     return 0
 
 
@@ -4993,6 +5082,18 @@ def decode_command(options: Options) -> int:
     return 0
 
 
+def show_commands(_: Options) -> int:
+    say(f"ddpd {VERSION}: asks for IP prefixes over UDP, and gives them\nusage: ddpd.py [-c FILE] COMMAND")
+    for line in table("", [[name, command.usage, command.meaning] for name, command in COMMANDS.items()]):
+        say(line)
+    return 0
+
+
+def show_version(_: Options) -> int:
+    say(VERSION)
+    return 0
+
+
 class Command(NamedTuple):
     run: Callable[[Options], int]
     usage: str
@@ -5012,13 +5113,10 @@ COMMANDS: Final = {
     "reload":    Command(reload, "", "read the configuration again, without losing a lease"),
     "clean":     Command(clean, "", "without a daemon: remove all that ddpd made in the kernel"),
     "decode":    Command(decode_command, "HEX", "a datagram's parts, as far as they can be read"),
+    "help":      Command(show_commands, "", "this list (also --help)"),
+    "version":   Command(show_version, "", "the version (also --version)"),
 }
-
-
-def usage() -> str:
-    lines = [f"ddpd {VERSION}: asks for IP prefixes over UDP, and gives them", "usage: ddpd.py [-c FILE] COMMAND"]
-    rows = [[name, command.usage, command.meaning] for name, command in COMMANDS.items()]
-    return "\n".join([*lines, *table("", rows)])
+FLAGS: Final = {"-h": "help", "--help": "help", "--version": "version"}
 
 
 def parse_options(argv: list[str]) -> Options:
@@ -5043,18 +5141,21 @@ def parse_options(argv: list[str]) -> Options:
     return options
 
 
+def command_of(options: Options) -> Command:
+    wanted = next((name for flag, name in FLAGS.items() if flag in options.flags), "run")
+    name = options.words.pop(0) if options.words and wanted == "run" else wanted
+    if name not in COMMANDS:
+        raise Fatal(f"no such command: {name} (did you mean '{nearest(name, COMMANDS)}'? --help lists them)")
+    command = COMMANDS[name]
+    if len(options.words) > command.usage.count("[G") and name != "decode":
+        raise Fatal(f"{name} takes no '{options.words[-1]}' (usage: ddpd.py [-c FILE] {name} {command.usage})")
+    return command
+
+
 def main(argv: list[str]) -> int:
     try:
         options = parse_options(argv)
-        if options.flags & {"-h", "--help", "--version"}:
-            say(VERSION if "--version" in options.flags else usage())
-            return 0
-        name = options.words.pop(0) if options.words else "run"
-        if name not in COMMANDS:
-            raise Fatal(f"no such command: {name} (did you mean '{nearest(name, COMMANDS)}'? --help lists them)")
-        if len(options.words) > COMMANDS[name].usage.count("[G") and name != "decode":
-            raise Fatal(f"{name} takes no '{options.words[-1]}' (usage: ddpd.py [-c FILE] {name} {COMMANDS[name].usage})")
-        return COMMANDS[name].run(options)
+        return command_of(options).run(options)
     except (ConfigError, Fatal, ValueError) as why:
         sys.stderr.write(f"ddpd: {why}\n")
         return 2

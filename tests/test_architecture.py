@@ -37,7 +37,7 @@ PURE = {
     "nacl.exceptions", "operator", "re", "shlex", "string", "struct", "textwrap", "types",
     "typing", "zlib",
 }
-PURE_NAMES = {("sys", "byteorder"), ("_operator", "_compare_digest"),
+PURE_NAMES = {("sys", "byteorder"), ("_operator", "_compare_digest"), ("nacl._sodium", "ffi"), ("nacl._sodium", "lib"),
               *(("socket", name) for name in ("AF_INET", "AF_INET6", "inet_ntop", "inet_pton"))}
 
 # Never named above the waterline, imported or not.
@@ -120,7 +120,7 @@ def leaks(text: str) -> list[str]:
 
 # ---- sections and budgets
 
-MAX_FILE, MAX_SECTION, MAX_FUNCTION, MAX_LINE, MEDIAN = 4950, 540, 40, 120, 8
+MAX_FILE, MAX_SECTION, MAX_FUNCTION, MAX_LINE, MEDIAN = 5200, 600, 40, 120, 8
 
 # Where these stand, they stand in this order.  Others may stand between.
 ORDER = [

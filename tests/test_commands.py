@@ -58,7 +58,7 @@ def test_pubkey_is_that_of_wg(capsys: Said, monkeypatch: pytest.MonkeyPatch) -> 
 def test_pubkey_of_junk(capsys: Said, monkeypatch: pytest.MonkeyPatch, junk: str) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO(junk))
     code, out, err = run(capsys, "pubkey")
-    assert (code, out) == (2, "") and err.startswith("ddpd: standard input: not a key")
+    assert (code, out) == (2, "") and err.startswith("ddpd: standard input holds no private key")
 
 
 # ---- check
@@ -179,18 +179,21 @@ def test_decode_with_our_key_reads_an_ask_to_us(capsys: Said, conf: Path) -> Non
     assert re.search(r"for us +no", run(capsys, "-c", conf, "decode", changed.hex())[1])
 
 
-@pytest.mark.parametrize("junk", ["xyz", "00", "0101", "", "01010000" + "00" * 10, "05010000" + "00" * 60])
-def test_decode_junk(capsys: Said, monkeypatch: pytest.MonkeyPatch, junk: str) -> None:
+@pytest.mark.parametrize(("junk", "says"), [
+    ("xyz", "want the datagram as hexadecimal digits"),
+    *[(junk, "not a datagram of ddpd: ")
+      for junk in ("00", "0101", "", "01010000" + "00" * 10, "05010000" + "00" * 60)]])
+def test_decode_junk(capsys: Said, monkeypatch: pytest.MonkeyPatch, junk: str, says: str) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO(junk))
     code, out, err = run(capsys, "decode", *([junk] if junk else []))
-    assert (code, out) == (2, "") and err.startswith("ddpd: not a datagram of ddpd: ")
+    assert (code, out) == (2, "") and err.startswith(f"ddpd: {says}")
 
 
 # ---- usage
 
 @pytest.mark.parametrize(("argv", "says"), [
-    (["chekc"], "no such command: chekc (did you mean 'check'?)"), (["--jsn"], "no such option: --jsn"),
-    (["-c"], "-c needs a value"), (["ask", "--wait"], "--wait needs a value"),
+    (["chekc"], "no such command: chekc (did you mean 'check'? --help lists them)"),
+    (["--jsn"], "no such option: --jsn"), (["-c"], "-c needs a value"), (["ask", "--wait"], "--wait needs a value"),
     (["ask", "--wait", "soon"], "'soon' is not a whole number")])
 def test_wrong_usage(capsys: Said, argv: list[str], says: str) -> None:
     code, out, err = run(capsys, *argv)

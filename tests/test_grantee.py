@@ -263,6 +263,17 @@ def test_what_another_has_is_not_taken() -> None:
     assert leaf.held() == {}
 
 
+def test_an_address_inside_of_what_is_held_does_not_end_the_renewals() -> None:
+    """The operator's, or one of ours that a look at the links found before its record."""
+    leaf = Leaf("::/56 on br0")
+    leaf.answer(grant())
+    leaf.node.links = ddpd.Links({2: "eth0"}, ((2, ddpd.parse_interface("2001:db8:1:1ff::9/64")),))
+    why = leaf.node.taken("h", P1)
+    assert "eth0" in why
+    leaf.answer(grant(), boot=T0 + 900, taken=why)
+    assert leaf.grantee.complaints == {} and leaf.grantee.held[0].valid_until == T0 + 900 + 3600
+
+
 @pytest.mark.parametrize("second", [str(P1), "2001:db8:1:1f0::/60"])
 def test_two_slots_do_not_overlap(second: str) -> None:
     prefix = ddpd.parse_prefix(second)
@@ -447,3 +458,42 @@ def test_install_no_leaves_the_kernel_alone() -> None:
     leaf = Leaf("::/56 on br0", "install = no\ndefault = dev wg0\n")
     leaf.answer(grant())
     assert leaf.held() == {str(P1): True} and leaf.node.wanted.things == {}
+
+
+@pytest.mark.parametrize("line", ["::/56 on br0", "0.0.0.0/24 on br0"])
+def test_a_gateway_of_the_other_family_is_no_gateway(line: str) -> None:
+    via = {6: "192.0.2.1", 4: "2001:db8::1"}[ddpd.parse_prefix(line.split()[0]).version]
+    leaf = Leaf(line, f"default = via {via}\n")
+    leaf.answer(grant(0, P1 if via == "192.0.2.1" else ddpd.parse_prefix("10.1.2.0/24")))
+    assert {type(thing) for thing in leaf.node.wanted.things.values()} == {ddpd.Route, ddpd.Address}
+    assert {thing.table for thing in leaf.node.wanted.things.values() if isinstance(thing, ddpd.Route)} == {ddpd.MAIN}
+
+
+# ---- a restart
+
+def restored(lines: str, *records: ddpd.Record) -> Leaf:
+    leaf = Leaf.__new__(Leaf)
+    leaf.node = ddpd.Node(ddpd.read_config(TEXT.format(lines), "t"), bytes(32), "b", lambda n: b"\x80" * n)
+    assert leaf.node.restore(records, at(T0 + 1)) == []
+    leaf.grantee, leaf.stamp = leaf.node.grantees["h"], 0
+    return leaf
+
+
+def test_slots_are_written_down_at_the_start() -> None:
+    """Not only at the end: kill -9 must not number them anew."""
+    leaf = Leaf("::/56\n  ::/60")
+    first = ddpd.Node(leaf.node.config, bytes(32), "b", bytes).start(at(T0))
+    slots = [save.record for save in saves(first) if save.record is not None]
+    assert {record["line"]: record["slot"] for record in slots} == {"6/56#0": 0, "6/60#0": 1}
+    again = restored("::/60\n  ::/56", *slots)
+    assert again.grantee.slots == {"6/56#0": 0, "6/60#0": 1}
+
+
+def test_slots_of_which_the_record_is_lost_are_those_of_the_leases() -> None:
+    leaf = Leaf("::/56\n  ::/60")
+    leaf.answer(grant(0), grant(1, ddpd.parse_prefix("2001:db8:3:100::/60")))
+    records = [held.record(KEY, "b", at(T0)) for held in leaf.grantee.held]
+    again = restored("::/60\n  ::/56", *records)
+    assert again.grantee.slots == {"6/56#0": 0, "6/60#0": 1}
+    assert all(want.ticket for want in again.ask().wants) and again.ask().releases == ()
+    assert [save.record["slot"] for save in saves(again.node.start(at(T0 + 1))) if save.record] == [1, 0]

@@ -115,6 +115,36 @@ def test_a_restart_changes_nothing(clean: bool) -> None:
     assert hub.get("alice", want(0), want(1, "::/56")) == first
 
 
+def test_a_lost_run_record_expires_nothing() -> None:
+    hub = Hub()
+    first = hub.get("alice", want(0))
+    for _ in range(3):
+        hub.restart(clean=False)
+        assert hub.get("alice", want(0)) == first
+    records = [record for record in hub.node.records(False, hub.now) if record["kind"] != "run"]
+    hub.reborn()
+    assert hub.node.restore(records, hub.now) == []
+    hub.later(1)
+    assert hub.living() == first and hub.get("alice", want(0)) == first
+
+
+@pytest.mark.parametrize("clean", [True, False])
+def test_for_ever(clean: bool) -> None:
+    """Lives and is held back for ever, in JSON too; what is replaced is over some time all the same."""
+    hub = Hub("[ddpd]\nhold = forever\n" + HOME.replace("1h", "forever"))
+    first, second = hub.get("alice", want(0), want(1))
+    assert [grant.valid_s for grant in hub.ask("alice", want(0)).grants] == [ddpd.FOREVER]
+    hub.ask("alice", releases=(0,))
+    hub.restart(clean)
+    hub.later(1e9)
+    assert hub.living() == [second] and list(hub.grantor.former) == [first]
+    hub.configure(HOME.replace(":42:", ":43:"))
+    answer = hub.ask("alice", want(1))
+    assert [grant.valid_s for grant in answer.grants if not grant.current] == [ddpd.LINGER_S]
+    hub.later(ddpd.LINGER_S + 1)
+    assert second not in hub.living() and hub.grantor.is_free(second)
+
+
 @pytest.mark.parametrize("how", ["released", "expired"])
 def test_what_ended_is_held_back_for_who_had_it(how: str) -> None:
     hub = Hub(TINY)
@@ -162,7 +192,7 @@ def test_hold_ends() -> None:
 
 @pytest.mark.parametrize(("text", "wanted", "reason", "says"), [
     (HOME, want(0, "0.0.0.0/24"), ddpd.Reason.NO_POOL, "IPv4"),
-    (HOME, want(0, "::/48"), ddpd.Reason.LENGTH, "/56 /57"),
+    (HOME, want(0, "::/48"), ddpd.Reason.LENGTH, "(given: /56-/64)"),
     (HOME, want(0, "::/65"), ddpd.Reason.LENGTH, "/64"),
     ("[pool home]\nprefix = 2001:db8:42::/64\ngive = /64\nreserve = 2001:db8:42::/64\n", want(0),
      ddpd.Reason.FULL, "/64"),
@@ -170,6 +200,14 @@ def test_hold_ends() -> None:
 def test_refusals(text: str, wanted: ddpd.Want, reason: ddpd.Reason, says: str) -> None:
     refusal, = Hub(text).ask("alice", wanted).refusals
     assert refusal.reason == reason and says in refusal.text and refusal.again_s >= 60
+
+
+def test_a_long_refusal_is_cut() -> None:
+    """A text that is too long would not be encoded, or dropped by who reads it."""
+    lengths = " ".join(f"/{length}" for length in range(16, 129, 2))
+    answer = Hub(f"[pool home]\nprefix = 2001::/16\ngive = {lengths}\n").ask("alice", want(0, "::/65"))
+    heard = ddpd.decode(ddpd.encode(answer))
+    assert isinstance(heard, ddpd.Answer) and len(heard.refusals[0].text) == ddpd.MAX_TEXT
 
 
 def test_what_can_be_granted_is_granted() -> None:
@@ -206,6 +244,25 @@ def test_ten_new_leases_a_minute() -> None:
     assert len(hub.get("bob", want(0))) == 1
     hub.later(60)
     assert len(hub.get("alice", want(10), want(11))) == 2
+
+
+@pytest.mark.parametrize("how", ["former", "ticket"])
+def test_what_comes_back_by_itself_is_rated_too_and_leaves_no_timers(how: str) -> None:
+    hub = Hub(HOME.replace("1h", "30d"))
+    prefix, ticket = ticket_of(hub, "alice")
+    reasons = []
+    for _ in range(ddpd.NEW_A_MINUTE):
+        hub.ask("alice", releases=(0,))
+        if how == "ticket":
+            hub.grantor.forget(*hub.peer("alice").leases)
+        reasons += hub.refused("alice", want(0, prefix, ticket))
+    assert reasons == [ddpd.Reason.RATE]
+    hub.boot += 60
+    for _ in range(4000):
+        hub.boot += 6
+        hub.ask("alice", releases=(0,))
+        assert hub.get("alice", want(0, prefix, ticket)) == [ddpd.parse_prefix(prefix)]
+    assert len(hub.grantor.timers) <= 2100
 
 
 def test_a_slot_named_twice_is_an_error_and_changes_nothing() -> None:
@@ -360,6 +417,20 @@ def test_recovering_ends_with_the_longest_lifetime() -> None:
     assert hub.get("alice", want(0))
 
 
+@pytest.mark.parametrize(("hold", "lifetime", "left"), [
+    ("1m", "1h", 3600), ("30d", "1h", 3600), ("1m", "forever", ddpd.FOREVER)])
+def test_recovering_lasts_the_longest_lifetime_whatever_hold_is(hold: str, lifetime: str, left: int) -> None:
+    """What was promised is promised; `hold` is only a courtesy."""
+    hub = Hub(f"[ddpd]\nhold = {hold}\n" + HOME.replace("1h", lifetime))
+    hub.restart(lost=True)
+    hub.later(0)
+    refusal, = hub.ask("alice", want(0)).refusals
+    assert refusal.reason == ddpd.Reason.RECOVERING and f" {left} s" in refusal.text and refusal.again_s == 600
+    hub.later(3500)
+    hub.restart()
+    assert hub.refused("alice", want(0)) == [ddpd.Reason.RECOVERING]
+
+
 def test_recovering_does_not_come_back_after_it_has_ended() -> None:
     """What the lease file says of it must end when it ends: a crash much later is not an amnesia."""
     hub = Hub()
@@ -432,6 +503,17 @@ def test_a_shorter_lifetime_does_not_shorten_what_was_promised() -> None:
     assert prefix in hub.living() or not hub.grantor.is_free(prefix)
 
 
+def test_a_pool_that_shrank_into_a_lease_is_free_again_when_that_ends() -> None:
+    hub = Hub(HOME, ["alice", "bob"])
+    lease, = hub.get("alice", want(0, "::/56"))
+    hub.configure(f"[pool home]\nprefix = {lease.network(60) if lease.length > 60 else lease._replace(length=60)}\n"
+                  "give = /64\nlifetime = 1h\n")
+    assert hub.refused("bob", want(0)) == [ddpd.Reason.FULL]
+    hub.later(3601)
+    got, = hub.get("bob", want(0))
+    assert lease.holds(got)
+
+
 # ---- pins
 
 PIN = "pin = 2001:db8:42:1200::/56\nlimit = 4"
@@ -493,6 +575,15 @@ def test_a_pin_of_a_pool_that_is_gone_waits_too() -> None:
     lease, = hub.get("alice", want(0, "::/56"))
     hub.configure(other + grantee("bob", f"pin = {lease}", "other") + grantee("alice", "", "other"), [])
     assert hub.get("bob", want(0, "::/56")) != [lease]
+
+
+def test_a_new_pin_replaces_a_lease_of_the_same_shape() -> None:
+    hub = Hub(HOME, ["alice"])
+    lease, = hub.get("alice", want(0, "::/56"))
+    pin = lease._replace(first=lease.first ^ 1 << 72)
+    hub.configure(HOME + grantee("alice", f"pin = {pin}"), [])
+    assert hub.get("alice", want(0, str(lease))) == [pin]
+    assert hub.get("alice", want(0, str(pin))) == [pin], "and that is all that changes"
 
 
 # ---- clones
@@ -689,6 +780,70 @@ def test_a_renumbering_is_nudged_at_once(trips: int) -> None:
     assert not any(isinstance(effect, ddpd.Send) for effect in pair.hub.effects)
 
 
+def test_a_nudge_does_not_end_a_release() -> None:
+    pair = Pair()
+    pair.trip()
+    pair.trip()
+    pair.hub.configure(HOME.replace(":42:", ":43:"))
+    pair.hub.later(0)
+    nudge, = [effect.datagram for effect in pair.hub.effects if isinstance(effect, ddpd.Send)]
+    pair.leaf.operate(ddpd.Event.RELEASE, "h", pair.now)
+    with pytest.raises(ddpd.Drop, match="after a release"):
+        pair.apply(nudge)
+    assert pair.leaf.grantees["h"].state is ddpd.State.RELEASED
+
+
+def test_what_comes_for_a_grantor_that_a_reload_removed_is_dropped() -> None:
+    """Its socket is closed later."""
+    pair = Pair()
+    answer = pair.hear(pair.ask())
+    pair.leaf.reconfigure(ddpd.read_config("", "l"), pair.now)
+    with pytest.raises(ddpd.Drop, match="no longer asked"):
+        pair.apply(answer)
+
+
+def test_answers_that_overtake_each_other_leave_the_newer_session() -> None:
+    pair = Pair()
+    asks = [pair.ask(), pair.ask()]
+    older, newer = map(pair.hear, asks)
+    pair.apply(newer)
+    session = pair.leaf.initiators["h"].session
+    with pytest.raises(ddpd.Drop, match="not newer"):
+        pair.apply(older)
+    assert pair.leaf.initiators["h"].session is session is not None
+
+
+def test_a_lease_for_ever_that_is_renewed_every_hour() -> None:
+    pair = Pair(HOME.replace("1h", "forever") + "renew = 1h\n")
+    pair.trip()
+    for _ in range(3):
+        leaf = pair.leaf.grantees["h"]
+        assert (leaf.state, leaf.timer, leaf.deadline) == (ddpd.State.BOUND, pair.now.boot + 3600, leaf.timer)
+        pair.hub.later(3600)
+        assert ddpd.Call("h") in pair.leaf.woke(pair.now)
+        pair.trip()
+
+
+@pytest.mark.parametrize(("place", "answered"), [
+    ("2001:db8:e::{n:x}", ddpd.SOURCE_ASKS), ("2001:db8:e:{n:x}::1", 30), ("192.0.2.{n}", 30)])
+def test_under_load_an_ipv6_subnet_is_one_source(place: str, answered: int) -> None:
+    """Who has a /64 has 2**64 addresses."""
+    pair = Pair()
+    responder, admitted = pair.hub.node.responder, 0
+    responder.load = 0
+    for n in range(1, 31):
+        source = ddpd.Path(place.format(n=n), 5000, 0, ETH0)
+        cookie = responder.admit(pair.fresh_leaf().compose("h", AT.host, pair.now), source, pair.now)
+        leaf = pair.fresh_leaf()
+        leaf.compose("h", AT.host, pair.now)
+        assert cookie is not None and leaf.received(cookie, HUB_AT, pair.now, "h") == [ddpd.Call("h")]
+        try:
+            admitted += responder.admit(leaf.compose("h", AT.host, pair.now), source, pair.now) is None
+        except ddpd.Drop as why:
+            assert "one source" in str(why)
+    assert admitted == answered
+
+
 def test_eight_nudges_at_most() -> None:
     pair = Pair()
     pair.trip()
@@ -727,3 +882,10 @@ def test_who_relays_an_ask_draws_no_traffic(source: str | None, links: ddpd.Link
         assert list(hub.node.wanted.things.values()) == [route]
         hub.ask("alice", releases=(0,))
         assert hub.node.wanted.things == {}
+
+
+def test_a_route_by_a_gateway_of_the_other_family_is_none() -> None:
+    hub = Hub(HOME + grantee("alice").replace("route = none", "route = via 192.0.2.1"), [])
+    hub.get("alice", want(0))
+    lease, = hub.peer("alice").leases
+    assert lease.reach is None and lease.why == "192.0.2.1 is no gateway for IPv6" and hub.node.wanted.things == {}

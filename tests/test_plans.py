@@ -195,7 +195,7 @@ def test_links_and_addresses_of_the_kernel() -> None:
     data = b"".join([message(16, link(2, "eth0")), message(16, link(5, "wg0")),
                      message(20, address(2, A6, local=False)), message(20, address(2, A4, local=True))])
     links = ddpd.links_of(ddpd.netlink_messages(data))
-    assert links == ddpd.Links({2: "eth0", 5: "wg0"}, ((2, A6), (2, A4)))
+    assert links == ddpd.Links({2: "eth0", 5: "wg0"}, ((2, A6), (2, A4)), {2: 1, 5: 1})
     assert links.neighbour(ddpd.parse_host("2001:db8:1::9"), 2)
     assert not links.neighbour(ddpd.parse_host("2001:db8:1::9"), 5)
     assert not links.neighbour(ddpd.parse_host("2001:db8:1::1"), 2), "that is ourselves"
@@ -218,3 +218,17 @@ def test_junk_from_the_kernel_ends() -> None:
             wild[dice.randrange(len(wild))] = dice.choice([0, 1, 255])
         assert len(list(ddpd.netlink_messages(bytes(wild)))) <= len(wild) // 16 + 1
         ddpd.attributes(bytes(wild), 12)
+
+
+def test_rules_of_another_table_are_replaced_when_sections_move() -> None:
+    """A table's number is the section's place: the old rule would send the packets of one through the other."""
+    h, other = (f"[grantor {name}]\nkey = {ddpd.show_key(bytes([n]) * 32)}\naddress = ::1\nask = ::/56\n"
+                "default = dev wg0\n" for n, name in enumerate("hg", 1))
+    node = ddpd.Node(ddpd.read_config(h, "t"), bytes(32), "b", bytes)
+    node.grantees["h"].held = [ddpd.Held(0, P6, bytes(20), NOW.boot + 60, NOW.boot + 60)]
+    node.want_grantees()
+    before = dict(node.wanted.things)
+    node.reconfigure(ddpd.read_config(other + h, "t"), NOW)
+    gone, new = planned(before, node.wanted.things)
+    assert ddpd.Rule(6, P6, 22101) in gone and ddpd.Rule(6, P6, 22102) in new
+    assert {thing.table for thing in node.wanted.things.values() if isinstance(thing, ddpd.Route)} == {254, 22102}

@@ -180,11 +180,11 @@ def test_a_batch_is_saved_once_before_anything_is_sent(acts: Acts) -> None:
 @pytest.mark.parametrize("earlier", [[], [ddpd.Save(ddpd.key_of(lease(2)), None)]], ids=["new", "former"])
 def test_what_could_not_be_saved_is_not_sent(earlier: list[ddpd.Effect], acts: Acts,
                                              monkeypatch: pytest.MonkeyPatch) -> None:
-    """A former lease that comes back is as new as any: its line would be forgotten after a crash."""
+    """Nor anything else of its batch: who asked in it asks again.  A former lease that comes back is as new as any."""
     monkeypatch.setattr(os, "fdatasync", full)
     other: list[ddpd.Effect] = [ddpd.Send(b"x", ddpd.Path("::1", 1))]
     acts.daemon.perform([earlier + granting(2), granting(1, promise=False), other, granting(3)])
-    assert [did for did in acts.did if did.startswith("send")] == ["send 1", "send x"]
+    assert not any(did.startswith("send") for did in acts.did) and "note 3" in acts.did
     assert acts.daemon.node.grantor.disk_full
 
 
@@ -244,6 +244,11 @@ def test_a_config_that_cannot_be_read(make: Any, message: str, tmp_path: Path) -
         ddpd.load_config(str(tmp_path / "c"))
 
 
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "c").write_bytes(b"\xef\xbb\xbf[ddpd]\r\nmark = 7\r\n")
+    assert ddpd.load_config(str(tmp_path / "c")).mark == 7
+
+
 def test_the_log_is_limited_by_kind(capfd: pytest.CaptureFixture[str],
                                     monkeypatch: pytest.MonkeyPatch) -> None:
     log = ddpd.Log()
@@ -259,17 +264,114 @@ def test_the_log_is_limited_by_kind(capfd: pytest.CaptureFixture[str],
 
 def test_failed_lines_are_told_apart() -> None:
     said = "RTNETLINK answers: File exists\nCommand failed -:2\nError: x\nCommand failed -:5\n"
-    assert list(ddpd.failed_lines(said)) == [1, 4]
+    assert list(ddpd.failed_lines(said)) == [(1, "RTNETLINK answers: File exists"), (4, "Error: x")]
 
 
 @pytest.mark.parametrize(("command", "says"), [
-    (["true"], ""), (["false"], "failed"), (["sh", "-c", "echo no >&2; exit 1"], "no\n"),
-    (["/nonexistent"], "Command failed -:1")])
+    (["true"], ""), (["false"], "failed"), (["sh", "-c", "echo no >&2; exit 1"], "no")])
 def test_run_command(command: list[str], says: str) -> None:
-    said = ddpd.run_command(command, "")
-    assert said.endswith(says) if says else said == ""
+    assert ddpd.run_command(command, "") == says
+
+
+def test_a_command_that_cannot_be_run() -> None:
+    with pytest.raises(OSError, match="nonexistent"):
+        ddpd.run_command(["/nonexistent"], "")
 
 
 def test_a_command_has_so_long(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ddpd, "CHILD_S", 0.05)
-    assert "timed out" in ddpd.run_command(["sleep", "5"], "")
+    with pytest.raises(OSError, match="sleep: Connection timed out"):
+        ddpd.run_command(["sleep", "5"], "")
+
+
+class FakeKernel(ddpd.Kernel):
+    """Notes the lines, and fails those that contain `broken`."""
+
+    def __init__(self, *addresses: str) -> None:
+        super().__init__(221)
+        self.own = [ddpd.parse_interface(each) for each in addresses]
+        self.lines: list[str] = []
+        self.broken = "nothing"
+        self.look()
+
+    def look(self) -> ddpd.Links:
+        self.links = ddpd.Links({2: "br0"}, tuple((2, own) for own in self.own))
+        return self.links
+
+    def run(self, lines: list[tuple[int, str]]) -> dict[int, str]:
+        self.lines += [line for _, line in lines]
+        return {n: "so" for n, (_, line) in enumerate(lines) if self.broken in line}
+
+
+A = ddpd.parse_interface("2001:db8:1::1/64")
+
+
+class Installer:
+    """A daemon that only installs."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        daemon = self.daemon = ddpd.Daemon.__new__(ddpd.Daemon)
+        daemon.store = ddpd.Store(str(tmp_path / "l.json"))
+        daemon.store.rewrite([])
+        daemon.node = ddpd.Node(ddpd.read_config("", "t"), bytes(32), "b", os.urandom)
+        daemon.retry_install = float("inf")
+
+    def over(self, *addresses: str) -> tuple[ddpd.Daemon, FakeKernel]:
+        self.daemon.kernel = kernel = FakeKernel(*addresses)
+        return self.daemon, kernel
+
+
+@pytest.fixture
+def installer(tmp_path: Path) -> Iterator[Installer]:
+    made = Installer(tmp_path)
+    yield made
+    made.daemon.kernel.monitor.close()
+    os.close(made.daemon.store.fd)
+
+
+@pytest.mark.parametrize("there", ["2001:db8:1::1/64", "2001:db8:1::1/128"])
+def test_an_address_that_is_there_already_is_left_alone(installer: Installer, there: str) -> None:
+    """With another length too: the kernel would say that it is there, again and again."""
+    daemon, kernel = installer.over(there)
+    daemon.node.wanted.put(ddpd.Address("br0", A, 2e3, 2e3))
+    for _ in range(3):
+        daemon.install(NOW)
+    assert kernel.lines == [] and daemon.node.made == {} and daemon.retry_install == float("inf")
+    daemon.node.wanted.take(("2 address", "br0", A))
+    daemon.install(NOW)
+    assert kernel.lines == []
+
+
+def test_what_could_not_be_made_is_not_ours(installer: Installer) -> None:
+    """An operator may make it meanwhile."""
+    daemon, kernel = installer.over()
+    kernel.broken = "addr"
+    address = ddpd.Address("br0", A, 2e3, 2e3)
+    daemon.node.wanted.put(address)
+    daemon.install(NOW)
+    assert daemon.node.made == {} and daemon.retry_install < float("inf") and not kernel.installed
+    assert ddpd.made_record(address) not in on_disk(daemon.store)
+
+
+# ---- ip
+
+def test_a_batch_that_dies_is_run_line_by_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A word that `ip` cannot parse ends a batch in silence about the rest."""
+    def run(command: list[str], stdin: str) -> str:
+        ran.append(command[1:])
+        assert bool(stdin) == ("-batch" in command)
+        return "Error: junk" if "-batch" in command or "junk" in command else ""
+    ran: list[list[str]] = []
+    kernel = ddpd.Kernel(221)
+    monkeypatch.setattr(ddpd, "run_command", run)
+    assert kernel.run([(6, "a b"), (4, "c"), (6, "junk")]) == {2: "Error: junk"}
+    assert ran == [["-4", "-force", "-batch", "-"], ["-4", "c"], ["-6", "-force", "-batch", "-"],
+                   ["-6", "a", "b"], ["-6", "junk"]]
+    kernel.monitor.close()
+
+
+def test_an_ip_that_cannot_be_run_has_made_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ddpd, "run_command", full)
+    kernel = ddpd.Kernel(221)
+    assert kernel.run([(6, "a"), (4, "b")]).keys() == {0, 1}
+    kernel.monitor.close()

@@ -91,7 +91,8 @@ class Grantor:
             yield {"kind": "run", "clean": True, "boot": "", "at": 0.0, "epoch": 0}
             for n in range(held):
                 prefix = ddpd.Prefix(6, POOL.first + (n * (2**24 // held) << 72), 56)
-                lease = ddpd.Lease((n + 10**9).to_bytes(32, "little"), 0, prefix, ddpd.LeaseState.ACTIVE, 43200.0, 43200.0)
+                key = (n + 10**9).to_bytes(32, "little")
+                lease = ddpd.Lease(key, 0, prefix, ddpd.LeaseState.ACTIVE, 43200.0, 43200.0)
                 yield lease.record(ddpd.Now(0.0, 0.0))
         with (self.folder / "leases.json").open("wb") as file:
             file.writelines(ddpd.LeaseFile().whole(leases()))
@@ -207,7 +208,8 @@ def again(count: int = 2000) -> None:
         time.sleep(1.1)
         datagrams = [asker.ask() for asker in askers]
         elapsed, answers[:] = blast(datagrams)
-        report("handshakes again (ss remembered)", per_s=count / elapsed, of_curve_limit=count / elapsed * curve_operations())
+        report("handshakes again (ss remembered)", per_s=count / elapsed,
+               of_curve_limit=count / elapsed * curve_operations())
     by_id = {asker.ends.attempts[-1].id: asker for asker in askers}
     for answer in answers:
         by_id[answer[4:8]].hear(answer)
