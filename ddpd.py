@@ -2194,9 +2194,14 @@ class Grantor:
         """Still agreed; and there is no pin of its shape that should be there instead."""
         held = {other.prefix for other in peer.leases if other.living}
         pins = peer.agreement.pins
-        better = pins and lease.prefix not in pins and any(
-            pin.shape == lease.prefix.shape and pin not in held for pin in pins)
+        better = not self.disk_full and lease.prefix not in pins and any(
+            pin.shape == lease.prefix.shape and pin not in held and not self.of_another(peer, pin) for pin in pins)
         return not better and self.agreed(peer.agreement, lease.prefix)
+
+    def of_another(self, peer: Peer, pin: Prefix) -> bool:
+        """Is this pin, or a part of it, still leased to somebody else?"""
+        return any(lease.living and lease.key != peer.key and lease.prefix.overlaps(pin)
+                   for lease in self.contested.values())
 
     def terms(self, peer: Peer, lease: Lease) -> Pool | None:
         """Whose lifetimes and options a lease has; a pin outside of all pools has the first pool's."""
@@ -2238,8 +2243,7 @@ class Grantor:
         fitting = [pin for pin in pins if pin.shape == want.shape]
         fitting += [pin for pin in pins if not case.is_asked_for(pin)]
         for pin in fitting[:1]:
-            if any(lease.living and lease.key != case.peer.key and lease.prefix.overlaps(pin)
-                   for lease in self.contested.values()):
+            if self.of_another(case.peer, pin):
                 return self.refusal(case, Reason.FULL, 600, "the pinned prefix is still leased to another")
             return self.begin(case, pin)
         return None
@@ -4055,6 +4059,7 @@ class Store:
 RTMGRP: Final = 0x1 | 0x10 | 0x100       # links, IPv4 and IPv6 addresses
 NLM_F_DUMP: Final = 0x301                # with NLM_F_REQUEST
 NLMSG_DONE: Final = 3
+SOL_NETLINK, NETLINK_GET_STRICT_CHK = 270, 12    # since Linux 4.20; the socket module has no names for them
 
 
 def failed_lines(said: str) -> Iterator[tuple[int, str]]:
@@ -4099,7 +4104,11 @@ class Kernel:
         """Everything of one kind; the reply types are 0 above the table's."""
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as sock:
             sock.settimeout(CHILD_S)
-            sock.send(NLMSG.pack(NLMSG.size + 16, RTM[what] + 2, NLM_F_DUMP, 1, 0) + bytes(16))
+            body = bytes(16)
+            if what == "route":                                   # only ours: a full table takes seconds to read
+                sock.setsockopt(SOL_NETLINK, NETLINK_GET_STRICT_CHK, 1)
+                body = bytes((0, 0, 0, 0, 0, self.mark, 0, 0)) + bytes(4)
+            sock.send(NLMSG.pack(NLMSG.size + len(body), RTM[what] + 2, NLM_F_DUMP, 1, 0) + body)
             replies: list[tuple[int, bytes]] = []
             while True:
                 for kind, body in netlink_messages(sock.recv(65536)):
@@ -4626,7 +4635,7 @@ class Daemon(Talker):
             self.see_links()
         there = kernel.addresses()
         over = [thing for thing in gone if not isinstance(thing, Address) or place_of(*thing[:2]) not in there]
-        over += [thing for n, thing in enumerate(new) if n in failed]
+        over += [thing for n, thing in enumerate(new) if n in failed and thing_key(thing) not in kernel.installed]
         self.strike_out([thing_key(thing) for thing in over], now)
 
     def note_made(self, new: list[Thing], failed: Mapping[int, str], lines: list[tuple[int, str]]) -> None:
@@ -4949,22 +4958,10 @@ def ask_once(config: Config, contact: Contact, event: Event, wait_s: float) -> d
     return asked_of(grantee, now) | {"env": environment_of(grantee, "asked", now)} if grantee.answers else {}
 
 
-def ask(options: Options) -> int:
-    """Through the daemon if one runs, else by ourselves; nothing is installed."""
-    config = load_config(options.file)
-    contact = chosen(options, config)
-    said = order(config, "ask", contact.name, options.wait_s)
-    if said is None:
-        said = ask_once(config, contact, Event.NUDGED, options.wait_s)
-    if "grants" not in said:
-        if "--json" in options.flags:
-            say(json.dumps({"grantor": contact.name, "status": "SILENT", "grants": [], "refused": [], "options": {}}))
-        sys.stderr.write(f"ddpd: {contact.name} does not answer\n")
-        return 3
-    environment = said.pop("env", {})
-    if "--json" in options.flags:
+def show_asked(said: Mapping[str, Any], environment: Mapping[str, str], flags: set[str]) -> None:
+    if "--json" in flags:
         say(json.dumps(said))
-    elif "--env" in options.flags:
+    elif "--env" in flags:
         for name, value in environment.items():
             quoted = value.replace("'", "'\\''")                   # a grantor's words must not reach a shell
             say(f"{name}='{quoted}'")
@@ -4974,6 +4971,21 @@ def ask(options: Options) -> int:
                 f"valid {lasting(grant['valid'])}")
         for refused in said["refused"]:
             say(f"slot {refused['slot']}: refused: {refused['reason']} {refused['text']}")
+
+
+def ask(options: Options) -> int:
+    """Through the daemon if one runs, else by ourselves; nothing is installed."""
+    config = load_config(options.file)
+    contact = chosen(options, config)
+    said = order(config, "ask", contact.name, options.wait_s)
+    if said is None:
+        said = ask_once(config, contact, Event.NUDGED, options.wait_s)
+    if "grants" not in said:
+        said = {"grantor": contact.name, "status": "SILENT", "grants": [], "refused": [], "options": {}}
+        sys.stderr.write(f"ddpd: {contact.name} does not answer\n")
+    show_asked({name: value for name, value in said.items() if name != "env"}, said.get("env", {}), options.flags)
+    if said["status"] == "SILENT":
+        return 3
     return 1 if said["refused"] else 0
 
 

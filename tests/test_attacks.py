@@ -327,6 +327,7 @@ def test_a_replayed_ask_gets_one_stale_a_second_and_the_session_goes_on(hub: Hub
     hub.serves()
     hub.storm(itertools.repeat(true, WARM))
     facts, counted, resident = hub.facts(), hub.counted(), resident_kb(hub.daemon)
+    time.sleep(1.0)                                               # so that one is due
     began = time.monotonic()
     came = hub.storm(itertools.repeat(true, STORM))
     took = time.monotonic() - began

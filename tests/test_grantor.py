@@ -889,3 +889,22 @@ def test_a_route_by_a_gateway_of_the_other_family_is_none() -> None:
     hub.get("alice", want(0))
     lease, = hub.peer("alice").leases
     assert lease.reach is None and lease.why == "192.0.2.1 is no gateway for IPv6" and hub.node.wanted.things == {}
+
+
+def test_a_pin_that_another_still_holds_does_not_cost_the_lease() -> None:
+    hub = Hub(HOME, ["alice", "bob"])
+    pin, = hub.get("bob", want(0, "::/56"))
+    lease, = hub.get("alice", want(0, "::/56"))
+    hub.configure(HOME + grantee("alice", f"pin = {pin}"), ["bob"])
+    assert hub.get("alice", want(0, str(lease))) == [lease]
+    hub.ask("bob", want(0))
+    hub.later(3601)
+    assert hub.get("alice", want(0, "::/56")) == [pin]
+
+
+def test_a_full_disk_renews_what_a_new_pin_should_replace() -> None:
+    hub = Hub(HOME, ["alice"])
+    lease, = hub.get("alice", want(0, "::/56"))
+    hub.configure(HOME + grantee("alice", f"pin = {lease._replace(first=lease.first ^ 1 << 72)}"), [])
+    hub.grantor.disk_full = True
+    assert hub.get("alice", want(0, str(lease))) == [lease]

@@ -375,3 +375,17 @@ def test_an_ip_that_cannot_be_run_has_made_nothing(monkeypatch: pytest.MonkeyPat
     kernel = ddpd.Kernel(221)
     assert kernel.run([(6, "a"), (4, "b")]).keys() == {0, 1}
     kernel.monitor.close()
+
+
+def test_an_address_of_ours_that_could_not_be_refreshed_stays_ours(installer: Installer) -> None:
+    daemon, kernel = installer.over()
+    daemon.node.wanted.put(ddpd.Address("br0", A, 2e3, 2e3))
+    daemon.install(NOW)
+    kernel.own.append(A)
+    kernel.look()
+    kernel.broken = "addr replace"
+    daemon.node.wanted.put(ddpd.Address("br0", A, 3e3, 3e3))
+    daemon.install(NOW)
+    kernel.broken, kernel.lines = "nothing", []
+    daemon.install(NOW)
+    assert len(kernel.lines) == 1 and daemon.node.made
