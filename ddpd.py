@@ -573,7 +573,7 @@ IPAD: Final = bytes(n ^ 0x36 for n in range(256))
 OPAD: Final = bytes(n ^ 0x5C for n in range(256))
 ZEROS: Final = bytes(32)
 lib.sodium_init()                        # finds out what this processor can do
-SPACE: Final = ffi.new("unsigned char[]", 2 * MAX_DATAGRAM)       # where libsodium puts its results
+RESULT: Final = ffi.new("unsigned char[]", 2 * MAX_DATAGRAM)       # where libsodium puts its results
 
 
 class KeyPair(NamedTuple):
@@ -582,15 +582,15 @@ class KeyPair(NamedTuple):
 
 
 def keypair(secret: bytes) -> KeyPair:
-    lib.crypto_scalarmult_base(SPACE, secret)
-    return KeyPair(secret, ffi.buffer(SPACE, KEY_LEN)[:])
+    lib.crypto_scalarmult_base(RESULT, secret)
+    return KeyPair(secret, ffi.buffer(RESULT, KEY_LEN)[:])
 
 
 def dh(secret: bytes, public: bytes) -> bytes:
     """The only curve operation with a point from the network.  An all-zero result is a low-order point's."""
-    if len(public) != KEY_LEN or lib.crypto_scalarmult(SPACE, secret, public) != 0:
+    if len(public) != KEY_LEN or lib.crypto_scalarmult(RESULT, secret, public) != 0:
         raise Drop("low-order point")
-    shared: bytes = ffi.buffer(SPACE, KEY_LEN)[:]
+    shared: bytes = ffi.buffer(RESULT, KEY_LEN)[:]
     if shared == ZEROS:
         raise Drop("low-order point")
     return shared
@@ -622,16 +622,16 @@ def aead_encrypt(plain: bytes, aad: bytes, salt: bytes, key: bytes) -> bytes:
     if len(plain) > MAX_DATAGRAM:
         raise ValueError("longer than any datagram")
     lib.crypto_aead_chacha20poly1305_ietf_encrypt(
-        SPACE, ffi.NULL, plain, len(plain), aad, len(aad), ffi.NULL, salt, key)
-    sealed: bytes = ffi.buffer(SPACE, len(plain) + TAG_LEN)[:]
+        RESULT, ffi.NULL, plain, len(plain), aad, len(aad), ffi.NULL, salt, key)
+    sealed: bytes = ffi.buffer(RESULT, len(plain) + TAG_LEN)[:]
     return sealed
 
 
 def aead_decrypt(sealed: bytes, aad: bytes, salt: bytes, key: bytes) -> bytes:
     if not TAG_LEN <= len(sealed) <= MAX_DATAGRAM or lib.crypto_aead_chacha20poly1305_ietf_decrypt(
-            SPACE, ffi.NULL, ffi.NULL, sealed, len(sealed), aad, len(aad), salt, key) != 0:
+            RESULT, ffi.NULL, ffi.NULL, sealed, len(sealed), aad, len(aad), salt, key) != 0:
         raise Drop("does not authenticate")
-    plain: bytes = ffi.buffer(SPACE, len(sealed) - TAG_LEN)[:]
+    plain: bytes = ffi.buffer(RESULT, len(sealed) - TAG_LEN)[:]
     return plain
 
 
@@ -1031,7 +1031,7 @@ def parse_line(text: str) -> Line:
     return Line(slot, prefix, lans)
 
 
-def parse_lines(text: str) -> tuple[Line, ...]:
+def parse_asks(text: str) -> tuple[Line, ...]:
     lines = tuple(parse_line(line) for line in text.split("\n") if line.strip())
     fixed = [line.slot for line in lines if line.slot is not None]
     if len(set(fixed)) < len(fixed):
@@ -1114,7 +1114,7 @@ SETTINGS: Final[dict[str, dict[str, Setting]]] = {
     "grantor": {
         "key":       Setting(peer_key, None, "its public key"),
         "address":   Setting(many(host_port), None, "where it listens; several are tried in turn"),
-        "ask":       Setting(parse_lines, None, "one slot a line: PREFIX [on IF[=NUMBER] …]; `3: …` fixes the slot"),
+        "ask":       Setting(parse_asks, None, "one slot a line: PREFIX [on IF[=NUMBER] …]; `3: …` fixes the slot"),
         "default":   Setting(optional(parse_reach), "", "default route for traffic from what it gives"),
         "install":   Setting(yes_no, "yes", "no: leave the kernel alone, only call the hook"),
         "hook":      Setting(str, "", "program to run at every change"),
@@ -1615,7 +1615,7 @@ def no_number(text: str) -> None:
     raise ValueError(text)
 
 
-def parse_lines_of(lines: list[str]) -> Iterator[tuple[int, Any]]:
+def records_in(lines: list[str]) -> Iterator[tuple[int, Any]]:
     """(line from 1, record or Damage).  A file that is no JSON as a whole is read line by line."""
     try:
         records = json.loads("\n".join(lines), parse_constant=no_number)
@@ -1641,7 +1641,7 @@ def parse_lease_file(lines: list[str]) -> tuple[dict[Key, tuple[int, Record]], l
     """The latest record of each key and its line, and what could not be read."""
     latest: dict[Key, tuple[int, Record]] = {}
     damage = []
-    for number, record in parse_lines_of(lines):
+    for number, record in records_in(lines):
         if isinstance(record, Damage):
             damage.append(record)
             continue
@@ -2763,15 +2763,10 @@ class Event(Enum):
     RELEASE = "the operator gives everything back"
 
 
-RETRY: Final = {
-    State.SEEKING:   Retry(1.0, 120.0),
-    State.RENEWING:  Retry(1.0, 120.0),
-    State.REBINDING: Retry(1.0, 120.0),
-    State.RELEASED:  Retry(1.0, 120.0),
-}
+ASK: Final = Retry(1.0, 120.0)           # in every state
 REFUSED: Final = Retry(60.0, 3600.0)     # a refusal without a time
 SILENT_S: Final = 16.0                   # when the next patience is this long, a person is told
-LOOKUP_S: Final = 60.0                   # seconds between two look-ups of one name
+LOOKUP_S: Final = (10.0, 60.0)           # between two look-ups of a name: without an address yet, and with one
 
 
 def reason_name(reason: int) -> str:
@@ -2798,7 +2793,7 @@ class Grantee:
         self.options: dict[str, Any] = {}
         self.t1_at = self.t2_at = inf
         self.timer = -inf                                         # when to act next
-        self.patience_s = RETRY[State.SEEKING].first_s
+        self.patience_s = ASK.first_s
         self.refused_s = REFUSED.first_s
         self.found: dict[str, tuple[Path, ...]] = {}              # addresses of a host name
         self.looked_up: dict[str, float] = {}
@@ -2857,7 +2852,7 @@ class Grantee:
     def lookups(self, now: Now) -> list[Effect]:
         """Names to look up: unknown, or unanswered for a while."""
         names = {host for host, _ in self.contact.addresses
-                 if now.boot - self.looked_up.get(host, -inf) >= (LOOKUP_S if self.found.get(host) else RETRY_DISK_S)}
+                 if now.boot - self.looked_up.get(host, -inf) >= LOOKUP_S[bool(self.found.get(host))]}
         self.looked_up.update(dict.fromkeys(names, now.boot))
         return [Lookup(self.contact.name, name) for name in sorted(names)]
 
@@ -2866,7 +2861,7 @@ class Grantee:
         if paths:
             self.found[host] = paths
         if known is None and self.place() is not None and self.state is not State.RELEASED:
-            self.timer, self.patience_s = now.boot, RETRY[self.state].first_s
+            self.timer, self.patience_s = now.boot, ASK.first_s
         return self.woke(now)
 
     # -- events ----------------------------------------------------------------------
@@ -3045,14 +3040,14 @@ class Grantee:
         self.timer = now.boot + self.patience_s * jitter
         if self.state is State.RENEWING:
             self.timer = min(self.timer, max(self.t2_at, now.boot + 1.0))
-        self.patience_s = min(self.patience_s * 2, RETRY[self.state].longest_s)
+        self.patience_s = min(self.patience_s * 2, ASK.longest_s)
         if self.patience_s == SILENT_S:
             place = self.place() or "(no address found yet)"
             effects.append(Note(f"silent grantor={self.contact.name} at={place} state={self.state.value}"))
         return [*effects, Call(self.contact.name)] if self.place() is not None else effects
 
     def ask_elsewhere(self, now: Now) -> list[Effect]:
-        if self.patience_s > RETRY[self.state].first_s:           # the one before was not answered
+        if self.patience_s > ASK.first_s:           # the one before was not answered
             self.turn += 1
         return self.ask_again(now)
 
@@ -3094,9 +3089,7 @@ class Grantee:
 
     def enter(self, state: State, timer: float) -> None:
         """The only place that changes the state."""
-        self.state, self.timer = state, timer
-        if state in RETRY:
-            self.patience_s = RETRY[state].first_s
+        self.state, self.timer, self.patience_s = state, timer, ASK.first_s
 
     # -- what it wants of the kernel -----------------------------------------------------
 
@@ -3182,9 +3175,10 @@ class Responder:
         if self.heard <= self.load:
             return None
         self.loaded_at = now.boot
-        return self.challenge(datagram, path, now)
+        return self.cookie_for(datagram, path, now)
 
-    def challenge(self, datagram: bytes, path: Path, now: Now) -> bytes | None:
+    def cookie_for(self, datagram: bytes, path: Path, now: Now) -> bytes | None:
+        """Nothing if the ask brings the cookie of its source; else that cookie, sealed for who knows our key."""
         source = mapped(parse_host(path.host))
         place = source + path.port.to_bytes(2, "big")
         epoch = int(now.boot // COOKIE_S)
@@ -4598,13 +4592,13 @@ class Daemon(Talker):
             return set()
         if self.store.save({save.key: save.record for save in saves}, now):
             if not self.marked and any(save.key[0] == "granted" for save in saves):
-                self.mark()
+                self.mark_granted()
             return set()
         lost = {save.key for save in saves if save.promise}
         self.node.grantor.unsaved(lost)
         return lost
 
-    def mark(self) -> None:
+    def mark_granted(self) -> None:
         """Beside the key: from now on a missing lease file is a lost one."""
         try:
             with open(self.config.key + ".granted", "a"):
