@@ -27,6 +27,7 @@ PROGRAMS='
   tcpdump      tcpdump              test
   ping         iputils-ping         test
   sysctl       procps               test
+  jq           jq                   check test
   shellcheck   shellcheck           check test
 '
 SERVICES='babeld radvd'     # what their packages would start at the next boot
