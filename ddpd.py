@@ -2617,7 +2617,7 @@ class Grantor:
         self.disk_full = True
         self.out = []
         lost = set(keys)
-        for peer in list(self.peers.values()):
+        for peer in list(self.peers.values()) if lost else ():
             for lease in [lease for lease in peer.leases if lease.living and lease.id in lost]:
                 self.forget(lease)
 
@@ -4732,7 +4732,11 @@ class Daemon(Talker):
         self.see_links()
         if self.kernel.links == before:
             return []
-        self.kernel.look_at_all(self.node.made)
+        try:
+            self.kernel.look_at_all(self.node.made)
+        except OSError as why:                                    # the next event, or retry, finds it
+            log.limited("links", "cannot see routes why=\"%s\"", why)
+            self.retry_install = clock_now().boot + RETRY_INSTALL_S
         self.node.wanted.changed |= self.node.wanted.things.keys()
         return [Install()]
 
