@@ -2272,7 +2272,8 @@ class Grantor:
         if not prefix.first or pool is None or not is_leasable(prefix, pool.prefix) \
                 or not equal(self.ticket(case.peer.key, case.want.slot, prefix, ticket[:4]), ticket):
             return None
-        age_s = 3600 * max(0, int(case.now.wall // 3600) - int.from_bytes(ticket[:4], "big"))
+        hours = int(case.now.wall // 3600) - int.from_bytes(ticket[:4], "big")
+        age_s = 3600 * max(0, hours - 1)                          # at least: the hour may have just begun
         if age_s > pool.valid_s and self.recovering_until > case.now.boot:
             return None                                           # a wish, not a claim
         keeper = self.former.get(prefix)

@@ -383,6 +383,16 @@ def test_an_old_ticket_is_no_claim() -> None:
     assert hub.refused("alice", want(0, prefix, ticket)) == [ddpd.Reason.RECOVERING]
 
 
+def test_a_ticket_is_no_older_for_the_hour_that_has_just_begun() -> None:
+    """Whole hours are all that it says: a minute's lease must not be an hour old a second later."""
+    hub = Hub(HOME.replace("1h", "1m"))
+    hub.wall = WALL // 3600 * 3600 + 3599.0
+    prefix, ticket = ticket_of(hub, "alice")
+    hub.wall += 2.0
+    hub.restart(lost=True)
+    assert hub.get("alice", want(0, prefix, ticket)) == [ddpd.parse_prefix(prefix)]
+
+
 def test_a_ticket_of_the_future_counts_as_now() -> None:
     hub = Hub()
     prefix, ticket = ticket_of(hub, "alice")
