@@ -2084,15 +2084,17 @@ class Case(NamedTuple):
 
 def contested(pins: Mapping[Prefix, bytes], leases: Mapping[Prefix, Lease]) -> dict[Prefix, Lease]:
     """The leases that overlap somebody else's pin: they make room at their next renewal."""
-    lengths = {pin.length for pin in pins}
+    if not pins:
+        return {}
+    pinned, leased = {pin.length for pin in pins}, {prefix.length for prefix in leases}
     found = {}
     for prefix, lease in leases.items():
-        around = (prefix.network(length) for length in lengths if length <= prefix.length)
+        around = (prefix.network(length) for length in pinned if length <= prefix.length)
         if any(pins.get(pin, lease.key) != lease.key for pin in around):
             found[prefix] = lease
     for pin, key in pins.items():
-        for length in {prefix.length for prefix in leases if prefix.length < pin.length}:
-            outer = leases.get(pin.network(length))
+        for length in leased:
+            outer = leases.get(pin.network(length)) if length < pin.length else None
             if outer is not None and outer.key != key:
                 found[outer.prefix] = outer
     return found
@@ -2127,10 +2129,8 @@ class Grantor:
 
     def reroute(self, peer: Peer) -> None:
         """The operator has changed the way to this peer."""
-        route = peer.agreement.route
         for lease in peer.living():
-            fits = isinstance(route, Reach) and route.serves(lease.prefix.version)
-            lease.reach, lease.why = (route if isinstance(route, Reach) and fits else None), f"route = {route}"
+            lease.reach, lease.why = self.configured(peer.agreement.route, lease.prefix.version)
             self.route(lease)
 
     # -- what is taken of the pools -------------------------------------------------
@@ -2471,9 +2471,14 @@ class Grantor:
     def reach(self, peer: Peer, version: int, ask: Ask, path: Path) -> tuple[Reach | None, str]:
         """How what this peer is granted is reached, or None and why."""
         route = peer.agreement.route
-        if isinstance(route, Reach):
-            return (route, "") if route.serves(version) else (None, f"{route.via} is no gateway for IPv{version}")
-        return (None, "route = none") if route == "none" else self.neighbourly(version, ask, path)
+        return self.neighbourly(version, ask, path) if route == "auto" else self.configured(route, version)
+
+    @staticmethod
+    def configured(route: str | Reach, version: int) -> tuple[Reach | None, str]:
+        """A route that the operator has written down."""
+        if not isinstance(route, Reach):
+            return None, f"route = {route}"
+        return (route, "") if route.serves(version) else (None, f"{route.via} is no gateway for IPv{version}")
 
     def neighbourly(self, version: int, ask: Ask, path: Path) -> tuple[Reach | None, str]:
         """The asker itself, if it is directly connected, speaks the lease's family, and nobody relayed its ask."""
@@ -2817,8 +2822,9 @@ class Grantee:
         if self.state is not State.RELEASED:
             self.releases -= used
         self.refused = {slot: refusal for slot, refusal in self.refused.items() if slot in used}
+        lans = self.lans()
         for held in self.held:
-            held.lans = self.lans().get(held.slot, held.lans)
+            held.lans = lans.get(held.slot, held.lans)
         name = self.contact.name
         return [*(Save(("slot", name, line), None) for line in gone),
                 *(Save(("slot", name, line), {"kind": "slot", "grantor": name, "line": line, "slot": slot})
@@ -2986,9 +2992,8 @@ class Grantee:
 
     def drop_released(self, now: Now) -> None:
         """Given back by the operator: gone at once.  (What a removed line had is deprecated.)"""
-        for held in self.held:
-            if self.state is State.RELEASED:
-                held.valid_until = min(held.valid_until, now.boot)
+        for held in self.held if self.state is State.RELEASED else ():
+            held.valid_until = min(held.valid_until, now.boot)
 
     def set_times(self, answer: Answer, sent_at: float, now: Now) -> None:
         slots = {held.slot for held in self.held if held.current}
