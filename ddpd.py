@@ -39,11 +39,12 @@ from _blake2 import blake2s  # `hashlib` would load libcrypto, 3 MB, for the sam
 from _operator import _compare_digest as equal  # hmac.compare_digest, without what `hmac` imports
 from bisect import bisect_left
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass, field, fields, replace
 from enum import Enum, IntEnum
-from itertools import pairwise
+from functools import cache
+from itertools import islice, pairwise
 from math import inf
 from operator import itemgetter
 from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
@@ -86,7 +87,6 @@ COOKIE_S:       Final = 120            # seconds that a cookie's secret, and a c
 LATE_S:         Final = 120            # seconds after which an answer is too late
 SOURCE_ASKS:    Final = 20             # handshakes a second from one IPv4 address or IPv6 /64, under load
 STALE_GAP_S:    Final = 1.0            # seconds between two STALE answers to one peer
-NEW_A_MINUTE:   Final = 10             # new leases a minute for one grantee
 MAX_FORMER:     Final = 4              # ended leases held back for one grantee
 MAX_DEPRECATED: Final = 4              # deprecated leases kept for one grantee
 NUDGES:         Final = 8              # nudges without an answer, 1 s doubling
@@ -100,7 +100,13 @@ HOOK_S:         Final = 30             # seconds that a hook may run
 MAX_CONTROLS:   Final = 16             # control connections at once
 CONTROL_S:      Final = 10             # seconds for a control connection to ask and to read
 MAX_CONTROL:    Final = 65_536         # bytes of a control message towards the daemon
-MAX_SHOWN:      Final = 10_000         # leases in one `status`
+MAX_SHOWN:      Final = 2_000          # leases in one `status` (`leases` shows all)
+AT_ONCE:        Final = 500            # leases that end, peers that are reviewed, before asks are heard again
+SLICE_S:        Final = 0.02           # seconds of reading a new configuration, before asks are heard again
+HANDLER_S:      Final = 1.0            # seconds that a handler of the site may take
+SLOW_S:         Final = 0.05           # ... and after which its slowness is logged
+MAX_UNWRITTEN:  Final = 10_000         # lines that wait for an accounting log that cannot be written
+PINS_KEPT:      Final = 0.7            # part of the pins that a reload has to keep, unless forced
 RETRY_INSTALL_S: Final = 30            # seconds between two tries to install what the kernel refused
 RETRY_DISK_S:   Final = 10             # seconds between two tries to write what could not be written
 LINE:           Final = 384            # bytes of a line in the lease file
@@ -268,6 +274,16 @@ class Reason(IntEnum):
     DISK = 8            # the grantor cannot write its lease file
     REVOKED = 9         # the operator took this lease back
     ENDED = 10          # the agreement is over
+    SITE = 11           # a handler of the site says no, or failed
+
+
+def reason_name(reason: int) -> str:
+    """0: not the grantor's refusal but our own."""
+    return Reason(reason).name if reason in Reason._value2member_map_ else f"REASON_{reason}" if reason else "UNTRUSTED"
+
+
+def status_name(status: int) -> str:
+    return Status(status).name if status in Status._value2member_map_ else f"STATUS_{status}"
 
 
 LOST: Final = {Reason.NO_POOL, Reason.LENGTH, Reason.REVOKED, Reason.ENDED}    # will not mend itself
@@ -834,10 +850,21 @@ class Line(NamedTuple):
     lans: tuple[Lan, ...]
 
 
+class Follow(NamedTuple):
+    """Whose prefix a pool has, if it is not written down: `ula`, an interface's, or what a grantor gives."""
+
+    kind: str
+    name: str = ""
+    slot: int | None = None
+
+    def __str__(self) -> str:
+        return " ".join(str(part) for part in self if part not in ("", None))
+
+
 @dataclass(frozen=True)
 class Pool:
     name: str
-    prefix: Prefix
+    prefix: Prefix                       # NOWHERE: it follows something, and is not placed yet
     give: tuple[int, ...]
     reserve: tuple[Prefix, ...]
     valid_s: float
@@ -845,17 +872,56 @@ class Pool:
     renew_s: float
     rebind_s: float
     options: dict[str, Any]
+    share: tuple[int, int]               # (i, n)
+    regions: tuple[Prefix, ...] = ()     # ... and what of the prefix that is
+    follows: Follow | None = None
+    ends: float = inf                    # CLOCK_BOOTTIME: when what it follows ends ...
+    prefers: float = inf                 # ... and when that is preferred no longer
+
+    def is_own(self, prefix: Prefix) -> bool:
+        """Is this of our share?"""
+        return any(region.holds(prefix) for region in self.regions)
 
 
-@dataclass(frozen=True)
+class Rate(NamedTuple):
+    """A token bucket: so many at once, one more every `each_s`."""
+
+    burst: int
+    each_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Agreement:
     name: str
     key: bytes
-    pools: tuple[Pool, ...]
+    pools: tuple[str, ...]               # their names
     limit: int
     lengths: tuple[int, ...]             # empty: all that the pools give
     pins: tuple[Prefix, ...]
     route: str | Reach                   # "auto", "none" or a Reach
+    total: tuple[Prefix, ...]            # of each family at most as much as this
+    bounds: tuple[float, float]          # shortest and longest valid lifetime
+    until: float                         # wall clock: when it is over
+    rate: Rate
+
+
+class Pins:
+    """The leases that the operator has fixed, in order; none overlaps another.  Made for 100,000 of them."""
+
+    def __init__(self, ordered: list[Prefix], owners: list[bytes]) -> None:
+        self.ordered, self.owners = ordered, owners               # owner empty: of nobody configured here
+
+    def overlapping(self, prefix: Prefix) -> Iterator[tuple[Prefix, bytes]]:
+        """Those that this prefix overlaps, and whose they are."""
+        at = bisect_left(self.ordered, prefix)
+        if at and self.ordered[at - 1].holds(prefix):
+            yield self.ordered[at - 1], self.owners[at - 1]
+        while at < len(self.ordered) and prefix.holds(self.ordered[at]):
+            yield self.ordered[at], self.owners[at]
+            at += 1
+
+    def clear_of_others(self, key: bytes, prefix: Prefix) -> bool:
+        return not self.ordered or all(owner == key for _, owner in self.overlapping(prefix))
 
 
 @dataclass(frozen=True)
@@ -885,9 +951,14 @@ class Config:
     mark: int
     load: int
     hold_s: float
+    accounting: str
+    handlers: str
+    rate: Rate | None
     pools: tuple[Pool, ...]
     agreements: dict[bytes, Agreement]
     contacts: tuple[Contact, ...]
+    pins: Pins
+    skipped: tuple[str, ...]             # bad rows of pin files and bad files of grantees, a line each
 
 
 def words(text: str) -> list[str]:
@@ -968,6 +1039,17 @@ def parse_lengths(text: str) -> tuple[int, ...]:
             raise ValueError(f"'{word}' is empty (such as /56-/64: the shorter length first)")
         found.update(range(int(ends[0]), int(ends[1]) + 1))
     return tuple(sorted(found))
+
+
+def lengths_shown(lengths: Iterable[int]) -> str:
+    """`/48 /56-/64`"""
+    runs: list[list[int]] = []
+    for length in sorted(lengths):
+        if runs and runs[-1][-1] == length - 1:
+            runs[-1].append(length)
+        else:
+            runs.append([length])
+    return " ".join(f"/{run[0]}" if len(run) == 1 else f"/{run[0]}-/{run[-1]}" for run in runs)
 
 
 def host_port(text: str) -> HostPort:
@@ -1069,6 +1151,69 @@ def path_name(text: str) -> str:
     return text
 
 
+NOWHERE: Final = Prefix(6, 0, 128)
+
+
+def parse_source(text: str) -> Prefix | Follow:
+    """`2001:db8::/48`, `ula`, `interface IF`, `grantor NAME [SLOT]`."""
+    kind, *rest = text.split() or [""]
+    if kind == "ula" and not rest:
+        return Follow(kind)
+    if kind == "interface" and len(rest) == 1:
+        return Follow(kind, device(rest[0]))
+    if kind == "grantor" and len(rest) in (1, 2):
+        return Follow(kind, rest[0], whole(0, 255)(rest[1]) if rest[1:] else None)
+    if kind in ("ula", "interface", "grantor"):
+        raise ValueError(f"'{text}' is no source (such as `ula`, `interface eth0`, `grantor exit1 2`)")
+    return parse_prefix(text)
+
+
+def parse_share(text: str) -> tuple[int, int]:
+    own, _, shares = text.partition("/")
+    if not (own + shares).isdigit() or not (own + shares).isascii() or not 1 <= int(own or 0) <= int(shares or 0) <= 16:
+        raise ValueError(f"'{text}' is no share (such as 1/2, of at most 16)")
+    return int(own), int(shares)
+
+
+def parse_rate(text: str) -> Rate:
+    count, _, over = text.partition("/")
+    number, over_s = whole(1, 10**6)(count.strip()), duration(over.strip())
+    return Rate(number, over_s / number)
+
+
+def parse_bounds(text: str) -> tuple[float, float]:
+    """`6h` at most, or `1h-6h`."""
+    low, dash, high = text.rpartition("-")
+    bounds = (duration(low) if dash else 0.0, duration(high))
+    if bounds[0] > bounds[1]:
+        raise ValueError(f"'{text}' is empty (such as 1h-6h: the shorter time first)")
+    return bounds
+
+
+def days_to(year: int, month: int, day: int) -> int:
+    """Days from 1970-01-01 in the Gregorian calendar; ValueError if there is no such day."""
+    leap = year % 4 == 0 and (year % 100 != 0 or year % 400 == 0)
+    months = (31, 29 if leap else 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
+    if not (1970 <= year <= 9999 and 1 <= month <= 12 and 1 <= day <= months[month - 1]):
+        raise ValueError
+    before = year - 1
+    leaps = before // 4 - before // 100 + before // 400 - 477      # 477 until 1969
+    return (year - 1970) * 365 + leaps + sum(months[: month - 1]) + day - 1
+
+
+def parse_date(text: str) -> float:
+    """`2027-03-31`, `2027-03-31T12:00`, UTC: seconds since 1970."""
+    date, _, clock_ = text.removesuffix("Z").partition("T")
+    try:
+        year, month, day = (int(part) for part in date.split("-"))
+        hour, minute = (int(part) for part in (clock_ or "00:00").split(":"))
+        if not (text.isascii() and 0 <= hour < 24 and 0 <= minute < 60):
+            raise ValueError
+        return days_to(year, month, day) * 86400.0 + hour * 3600 + minute * 60
+    except ValueError:
+        raise ValueError(f"'{text}' is no date (such as 2027-03-31, or 2027-03-31T12:00, UTC)") from None
+
+
 class Setting(NamedTuple):
     """One key of the configuration.  default None: it has to be there."""
 
@@ -1089,11 +1234,17 @@ SETTINGS: Final[dict[str, dict[str, Setting]]] = {
         "mark":     Setting(whole(1, 255), str(MARK), "protocol number of our routes; metric and tables: 100 times it"),
         "load":     Setting(whole(1, 10**6), "200", "handshakes a second beyond which asks need a cookie"),
         "hold":     Setting(duration, "30d", "how long an ended lease is held back for its former grantee"),
+        "pins":     Setting(many(path_name), "", "CSV or SQLite files with pins: columns id, address, prefix"),
+        "grantees": Setting(optional(path_name), "", "folder of files, each the lines of one [grantee] section"),
+        "handlers": Setting(optional(path_name), "", "Python file with the site's own handlers"),
+        "accounting": Setting(optional(path_name), "", "log of leases begun and ended, a line of JSON each"),
+        "rate":     Setting(optional(parse_rate), "", "new leases of all grantees together, such as 100/1s"),
     },
     "pool": {
-        "prefix":    Setting(parse_prefix, None, "what may be given"),
+        "prefix":    Setting(parse_source, None, "what may be given, or `ula`, `interface IF`, `grantor NAME [SLOT]`"),
         "give":      Setting(parse_lengths, None, "lengths"),
-        "reserve":   Setting(many(parse_prefix), "", "holes: never given"),
+        "reserve":   Setting(many(parse_prefix), "", "holes, never given; where the pool moves: offsets (::100/120)"),
+        "share":     Setting(parse_share, "1/1", "which part is ours, of so many grantors that share a key"),
         "lifetime":  Setting(duration, "12h", "valid lifetime of a lease"),
         "preferred": Setting(optional(duration), "", "preferred lifetime; default half of `lifetime`"),
         "renew":     Setting(optional(duration), "", "T1, when a grantee renews; default half of `preferred`"),
@@ -1108,6 +1259,10 @@ SETTINGS: Final[dict[str, dict[str, Setting]]] = {
         "pools":   Setting(words, None, "pools it is given from, in this order"),
         "limit":   Setting(whole(1, 256), "1", "leases a family"),
         "lengths": Setting(parse_lengths, "", "lengths it may have; default all that the pools give"),
+        "total":   Setting(many(parse_prefix), "", "at most as much as this in all, a family: ::/52 0.0.0.0/28"),
+        "lifetime": Setting(parse_bounds, "forever", "[MIN-]MAX: bounds of the pools' lifetimes"),
+        "until":   Setting(lambda text: parse_date(text) if text else inf, "", "day on which the agreement is over"),
+        "rate":    Setting(parse_rate, "5/30s", "new leases: so many at once, and as many more in that time"),
         "pin":     Setting(many(parse_prefix), "", "prefixes that are its own, whatever the pools say"),
         "route":   Setting(parse_route, "auto", "how its leases are reached: auto, dev IF, via ADDRESS [dev IF], none"),
     },
@@ -1134,177 +1289,6 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return max(known, key=likeness)
 
 
-# ==== CONFIG ========================================================= pure ====
-#
-# An INI file becomes typed values here, at the door.
-
-class Section:
-    """One section as written: values with their line numbers."""
-
-    def __init__(self, file: str, head: str, line: int) -> None:
-        self.file, self.head, self.line = file, head, line
-        self.kind, _, self.name = head.partition(" ")
-        self.name = self.name.strip()
-        self.values: dict[str, str] = {}
-        self.lines: dict[str, int] = {}
-
-    def error(self, key: str, what: object) -> ConfigError:
-        where = f"[{self.head}] {key}" if key else f"[{self.head}]"
-        return ConfigError(f"{self.file}:{self.lines.get(key, self.line)}: {where}: {' '.join(str(what).split())}")
-
-    def add(self, key: str, value: str, line: int) -> None:
-        known = SETTINGS[self.kind]
-        before, self.lines[key] = self.lines.get(key), line
-        if before is not None:
-            raise self.error(key, f"given twice (first in line {before})")
-        if key not in known:
-            raise self.error(key, f"no such key (did you mean '{nearest(key, known)}'?)")
-        self.values[key] = value
-
-    def go_on(self, key: str, text: str, line: int) -> None:
-        """An indented line."""
-        word = text.partition("=")[0].strip()
-        if "=" in text and word in SETTINGS[self.kind]:
-            self.lines[word] = line
-            raise self.error(word, f"is indented, so it goes on with `{key}` (begin it in the first column)")
-        self.values[key] += "\n" + text
-
-    def parsed(self) -> dict[str, Any]:
-        """Every key of this kind of section, as its type."""
-        found = {}
-        for key, setting in SETTINGS[self.kind].items():
-            text = self.values.get(key, setting.default)
-            if text is None or (setting.default is None and not text.strip()):
-                raise self.error(key, f"missing: {setting.meaning}")
-            try:
-                found[key] = setting.parse(text)
-            except ValueError as why:
-                raise self.error(key, why) from None
-        return found
-
-    def check(self, key: str, wrong: bool, what: str) -> None:
-        if wrong:
-            raise self.error(key, what)
-
-
-def without_comment(line: str) -> str:
-    for mark in ";#":
-        at = -1
-        while (at := line.find(mark, at + 1)) >= 0:
-            if at == 0 or line[at - 1].isspace():
-                line = line[:at]
-                break
-    return line.rstrip()
-
-
-def section_of(file: str, number: int, line: str) -> Section:
-    head = " ".join(line.strip("[]").split())
-    section = Section(file, head, number)
-    section.check("", line[-1] != "]", "no closing bracket")
-    if section.kind not in SETTINGS:
-        raise section.error("", f"no such section (did you mean '{nearest(section.kind, SETTINGS)}'?)")
-    section.check("", (section.kind == "ddpd") == bool(section.name),
-                  "takes no name" if section.name else f"needs a name: [{section.kind} NAME]")
-    section.check("", len(section.name) > 40 or not section.name.isascii() or not section.name.isprintable()
-                  or " " in section.name, "a name is one word of at most 40 printable ASCII letters")
-    return section
-
-
-def read_sections(text: str, file: str) -> list[Section]:
-    """The file's shape: sections, keys, continued lines."""
-    sections: list[Section] = []
-    key = ""
-    for number, written in enumerate(text.split("\n"), 1):
-        line = without_comment(written)
-        if not line:
-            continue
-        if line[0] == "[":
-            sections.append(section_of(file, number, line))
-            key = ""
-        elif not sections:
-            raise ConfigError(f"{file}:{number}: '{line}' stands before any section (such as [ddpd])")
-        elif line[0].isspace() and key:
-            sections[-1].go_on(key, line.strip(), number)
-        else:
-            key, equals, value = (part.strip() for part in line.partition("="))
-            if not equals:
-                raise ConfigError(f"{file}:{number}: [{sections[-1].head}]: '{line.strip()}' is not `key = value`")
-            sections[-1].add(key, value.strip(), number)
-    return sections
-
-
-def read_pool(section: Section) -> Pool:
-    got = section.parsed()
-    prefix, give = got["prefix"], got["give"]
-    low = {4: 8, 6: 16}[prefix.version]
-    section.check("prefix", prefix.length < low, f"{prefix} is too large (/{low} at most)")
-    for length in give:
-        section.check("give", not prefix.length <= length <= WIDTH[prefix.version],
-                      f"/{length} does not fit {prefix} (/{prefix.length} to /{WIDTH[prefix.version]})")
-    for hole in got["reserve"]:
-        section.check("reserve", not prefix.holds(hole), f"{hole} is not in {prefix}")
-    valid = got["lifetime"]
-    preferred = got["preferred"] or valid / 2
-    section.check("preferred", preferred > valid, "longer than `lifetime`")
-    renew = got["renew"] or max(1.0, preferred / 2)
-    rebind = got["rebind"] or max(renew, preferred * 0.8)
-    section.check("renew", renew > preferred, "longer than `preferred`")
-    section.check("rebind", not renew <= rebind <= valid, "not between `renew` and `lifetime`")
-    options = {key: got[key] for key in OPTIONS if got.get(key) not in NOTHING}
-    return Pool(section.name, prefix, give, got["reserve"], valid, preferred, renew, rebind, options)
-
-
-def read_agreement(section: Section, pools: Mapping[str, Pool]) -> Agreement:
-    got = section.parsed()
-    for name in got["pools"]:
-        section.check("pools", name not in pools, f"no pool named '{name}' (have: {', '.join(pools) or 'none'})")
-    return Agreement(section.name, got["key"], tuple(pools[name] for name in got["pools"]), got["limit"],
-                     got["lengths"], got["pin"], got["route"])
-
-
-def read_contact(section: Section) -> Contact:
-    got = section.parsed()
-    return Contact(section.name, got["key"], got["address"], got["ask"], got["default"], got["install"],
-                   got["hook"], got["accept"], got["hostname"] or "", got["keepalive"] or 0.0, got["suffix"])
-
-
-def check_apart(sections: list[Section], found: Iterable[tuple[Section, str, Prefix]]) -> None:
-    """No two of these prefixes may overlap: sorted, a prefix can only overlap its neighbour."""
-    ordered = sorted(found, key=lambda row: row[2])
-    for (first, _, one), (second, key, other) in pairwise(ordered):
-        if one.overlaps(other):
-            later, where = (second, other) if sections.index(second) > sections.index(first) else (first, one)
-            raise later.error(key, f"{where} overlaps {one if where is other else other} "
-                                   f"of [{first.head if later is second else second.head}]")
-
-
-def check_unique(sections: list[Section]) -> None:
-    seen: dict[str, Section] = {}
-    for section in sections:
-        section.check("", section.head in seen, f"given twice (first in line {seen.get(section.head, section).line})")
-        seen[section.head] = section
-        keyed = f"{section.kind} {section.values.get('key')}"
-        if section.kind in ("grantee", "grantor") and section.values.get("key"):
-            section.check("key", keyed in seen, f"the same as [{seen[keyed].head if keyed in seen else ''}]")
-            seen[keyed] = section
-
-
-def read_config(text: str, file: str) -> Config:
-    """Text to values; ConfigError names the first thing that is wrong."""
-    sections = read_sections(text, file)
-    check_unique(sections)
-    of = {kind: [s for s in sections if s.kind == kind] for kind in SETTINGS}
-    main = (of["ddpd"] or [Section(file, "ddpd", 1)])[0].parsed()
-    pools = {section.name: read_pool(section) for section in of["pool"]}
-    agreements = [read_agreement(section, pools) for section in of["grantee"]]
-    check_apart(sections, [(s, "prefix", pools[s.name].prefix) for s in of["pool"]])
-    check_apart(sections, [(s, "pin", pin) for s, a in zip(of["grantee"], agreements, strict=True) for pin in a.pins])
-    listen = main["listen"] or ((HostPort("::", PORT),) if pools else ())
-    return Config(file, main["key"], listen, main["leases"], main["control"], main["mark"], main["load"],
-                  main["hold"], tuple(pools.values()), {a.key: a for a in agreements},
-                  tuple(read_contact(section) for section in of["grantor"]))
-
-
 # ==== POOLS ========================================================== pure ====
 #
 # What of a pool is taken: a binary trie with its paths compressed.  A leaf is a
@@ -1312,44 +1296,77 @@ def read_config(text: str, file: str) -> Config:
 # a length are touched below a fork is counted when somebody wants to know, and
 # forgotten along the path of each change: a draw is exact, uniform, and costs the
 # depth of the trie, however full the pool.
+#
+# A trie of many prefixes begins as one fork over their sorted list; its sides are made
+# when somebody looks at them.  So 100,000 pins cost their list, and no start waits.
 
 
 NO_MEMO: Final[dict[tuple[int, int], int]] = {}
+SIZES: Final = {version: (*(1 << (width - length) for length in range(width + 1)), 0)
+                for version, width in WIDTH.items()}
+
+
+def touched_in(rows: list[Prefix], width: int, length: int) -> int:
+    """How many blocks of `length` these prefixes, which do not overlap, touch."""
+    count, last, shift = 0, -1, width - length
+    for _, first, own in rows:
+        if own <= length:
+            count += 1 << (length - own)
+        elif first >> shift != last:
+            count += 1
+            last = first >> shift
+    return count
 
 
 class Block:
-    __slots__ = ("bit", "first", "high", "length", "low", "memo", "size")
+    """A taken prefix, or a fork.  `rows`: what is below a fork whose sides have not been made yet."""
+
+    __slots__ = ("bit", "first", "high", "length", "low", "memo", "rows", "size")
+    low: Block | None                    # of a leaf: None, both
+    high: Block | None
 
     def __init__(self, prefix: Prefix, low: Block | None = None, high: Block | None = None) -> None:
-        self.first, self.length, self.low, self.high = prefix.first, prefix.length, low, high
-        self.size = prefix.size
-        self.bit = self.size >> 1                                 # in an address: which side of the fork
+        version, self.first, self.length = prefix
+        self.low, self.high = low, high
+        self.size = SIZES[version][self.length]
+        self.bit = SIZES[version][self.length + 1]                # in an address: which side of the fork
         self.memo: dict[tuple[int, int], int] = NO_MEMO
+        self.rows: list[Prefix] | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        """Of a fork that nobody has looked into yet: makes its sides."""
+        if name not in ("low", "high") or self.rows is None:
+            raise AttributeError(name)
+        middle = bisect_left(self.rows, self.first | self.bit, key=itemgetter(1))
+        self.low, self.high = self.over(self.rows[:middle]), self.over(self.rows[middle:])
+        self.rows = None
+        return getattr(self, name)
+
+    @classmethod
+    def over(cls, rows: list[Prefix]) -> Block | None:
+        """The trie of these sorted prefixes, of which none overlaps another."""
+        if len(rows) < 2:
+            return cls(rows[0]) if rows else None
+        length = WIDTH[rows[0].version] - (rows[0].first ^ rows[-1].first).bit_length()
+        fork = cls(rows[0].network(length))
+        del fork.low, fork.high
+        fork.rows = rows
+        return fork
 
 
 class Space:
-    """The taken and the free of one pool."""
+    """The taken and the free of one pool, or (regions) of a share of it."""
 
-    def __init__(self, pool: Prefix) -> None:
-        self.pool = pool
+    def __init__(self, pool: Prefix, regions: tuple[Prefix, ...] = (), rows: Iterable[Prefix] = ()) -> None:
+        self.pool, self.regions = pool, regions or (pool,)
         self.width = WIDTH[pool.version]
-        self.root: Block | None = None
-
-    def built(self, ordered: list[Prefix], low: int, high: int) -> Block | None:
-        """The trie of these prefixes, which do not overlap, at once."""
-        if high - low < 2:
-            return Block(ordered[low]) if high > low else None
-        length = self.width - (ordered[low].first ^ ordered[high - 1].first).bit_length()
-        fork = Block(ordered[low].network(length))
-        middle = bisect_left(ordered, fork.first | fork.bit, low, high, key=itemgetter(1))
-        fork.low, fork.high = self.built(ordered, low, middle), self.built(ordered, middle, high)
-        return fork
+        self.root = Block.over(list(rows))
 
     def path(self, prefix: Prefix) -> tuple[list[Block], Block | None]:
         """The forks that cover the prefix from the root, and what hangs below the last."""
         above: list[Block] = []
         at, first, length = self.root, prefix.first, prefix.length
-        while at is not None and at.high is not None and at.length < length and (at.first ^ first) < at.size:
+        while at is not None and at.length < length and (at.first ^ first) < at.size and at.high is not None:
             above.append(at)
             at = at.high if first & at.bit else at.low
         return above, at
@@ -1390,7 +1407,7 @@ class Space:
     def free(self, prefix: Prefix) -> None:
         """Give back exactly what was taken; anything else is left as it is."""
         above, at = self.path(prefix)
-        if at is None or at.high is not None or (at.first, at.length) != (prefix.first, prefix.length):
+        if at is None or at.length != prefix.length or at.first != prefix.first or at.high is not None:
             return
         if not above:
             self.root = None
@@ -1398,29 +1415,43 @@ class Space:
         fork = above.pop()
         self.hang(above, prefix.first, fork.low if fork.high is at else fork.high)
 
+    def within(self, prefix: Prefix) -> Block | None:
+        """What is taken of this prefix: a block inside of it, or all of it."""
+        at = self.path(prefix)[1]
+        if at is None or self.common(at, prefix) < min(at.length, prefix.length):
+            return None
+        return at if at.length >= prefix.length else Block(prefix)
+
+    def leaves(self, at: Block | None) -> Iterator[Prefix]:
+        """In order."""
+        if at is None:
+            return
+        if at.rows is not None:
+            yield from at.rows
+        elif at.high is None:
+            yield Prefix(self.pool.version, at.first, at.length)
+        else:
+            yield from self.leaves(at.low)
+            yield from self.leaves(at.high)
+
     def touched(self, at: Block | None, length: int) -> int:
         """How many blocks of `length` below `at` are not wholly free."""
         if at is None or at.length >= length:
             return at is not None
-        if at.high is None:
-            return 1 << (length - at.length)
         count = at.memo.get((0, length))
         if count is None:
-            count = self.touched(at.low, length) + self.touched(at.high, length)
+            if at.rows is not None:
+                count = touched_in(at.rows, self.width, length)
+            elif at.high is None:
+                return 1 << (length - at.length)
+            else:
+                count = self.touched(at.low, length) + self.touched(at.high, length)
             at.memo = {**at.memo, (0, length): count}
         return count
 
     def spare(self, at: Block | None, shortest: int, length: int) -> int:
         """How many blocks of `length` are free inside blocks of `shortest` that are broken already."""
-        if at is None or (at.high is None and at.length < shortest):
-            return 0
-        if at.length >= shortest:
-            return (1 << (length - shortest)) - self.touched(at, length)
-        count = at.memo.get((shortest, length))
-        if count is None:
-            count = self.spare(at.low, shortest, length) + self.spare(at.high, shortest, length)
-            at.memo = {**at.memo, (shortest, length): count}
-        return count
+        return (self.touched(at, shortest) << (length - shortest)) - self.touched(at, length)
 
     def select(self, first: int, at: Block | None, length: int, k: int) -> Prefix:
         """The k-th free block of `length` in the region that starts at `first` and in which `at` is taken."""
@@ -1442,9 +1473,8 @@ class Space:
             at, k, first = (at.low, k, first) if k < low else (at.high, k - low, first + at.bit)
         return Prefix(self.pool.version, first + (k << shift), length)
 
-    def select_spare(self, shortest: int, length: int, k: int) -> Prefix:
-        """The k-th of those that `spare` counts."""
-        at = self.root
+    def select_spare(self, at: Block | None, shortest: int, length: int, k: int) -> Prefix:
+        """The k-th of those that `spare` counts below `at`."""
         while at is not None and at.length < shortest:
             low = self.spare(at.low, shortest, length)
             at, k = (at.low, k) if k < low else (at.high, k - low)
@@ -1452,15 +1482,21 @@ class Space:
         return self.select(first, at, length, k)
 
     def free_blocks(self, length: int) -> int:
-        return (1 << (length - self.pool.length)) - self.touched(self.root, length)
+        return sum((1 << (length - region.length)) - self.touched(self.within(region), length)
+                   for region in self.regions if region.length <= length)
 
     def draw(self, length: int, shortest: int, rand: Rand) -> Prefix | None:
         """A free prefix, each with the same chance; a whole block of `shortest` is broken only if it must be."""
         def below(count: int) -> int:
             return int.from_bytes(rand(24), "big") % count        # bias below 2**-64
-        spare = self.spare(self.root, shortest, length) if length > shortest else 0
-        if spare:
-            return self.select_spare(shortest, length, below(spare))
+        broken = [self.within(region) for region in self.regions] if length > shortest else []
+        spares = [self.spare(at, shortest, length) for at in broken]
+        if any(spares):
+            k = below(sum(spares))
+            for at, count in zip(broken, spares, strict=True):
+                if k < count:
+                    return self.select_spare(at, shortest, length, k)
+                k -= count
         block = self.guess(shortest, below) or self.count(shortest, below)
         if block is None:
             return None
@@ -1469,19 +1505,49 @@ class Space:
 
     def guess(self, length: int, below: Callable[[int], int]) -> Prefix | None:
         """Any block, if it happens to be free: as uniform as counting, and cheap until the pool is nearly full."""
+        shift = self.width - length
+        blocks = sum(region.size for region in self.regions) >> shift
         for _ in range(4):
-            first = self.pool.first + (below(1 << (length - self.pool.length)) << (self.width - length))
-            block = Prefix(self.pool.version, first, length)
+            offset = below(blocks) << shift
+            for region in self.regions:
+                if offset < region.size:
+                    break
+                offset -= region.size
+            block = Prefix(self.pool.version, region.first + offset, length)
             if self.is_free(block):
                 return block
         return None
 
     def count(self, length: int, below: Callable[[int], int]) -> Prefix | None:
         blocks = self.free_blocks(length)
-        return self.select(self.pool.first, self.root, length, below(blocks)) if blocks else None
+        k = below(blocks) if blocks else -1
+        for region in self.regions if blocks else ():
+            at = self.within(region)
+            free = (1 << (length - region.length)) - self.touched(at, length)
+            if k < free:
+                return self.select(region.first, at, length, k)
+            k -= free
+        return None
 
     def free_fraction(self) -> float:
-        return 1.0 - self.touched(self.root, self.width) / self.pool.size
+        taken = sum(self.touched(self.within(region), self.width) for region in self.regions)
+        return 1.0 - taken / sum(region.size for region in self.regions)
+
+
+def share_of(pool: Prefix, shortest: int, share: tuple[int, int]) -> tuple[Prefix, ...]:
+    """The i-th of n runs of the pool's blocks, as the fewest prefixes; ValueError if there are too few blocks."""
+    (own, shares), blocks = share, 1 << (shortest - pool.length)
+    if blocks < shares:
+        raise ValueError(f"{pool} has only {blocks} /{shortest} for {shares} shares")
+    size = SIZES[pool.version][shortest]
+    at, end = (pool.first + blocks * n // shares * size for n in (own - 1, own))
+    found = []
+    while at < end:
+        length = next(length for length in range(pool.length, shortest + 1)
+                      if not at & (SIZES[pool.version][length] - 1) and at + SIZES[pool.version][length] <= end)
+        found.append(Prefix(pool.version, at, length))
+        at += SIZES[pool.version][length]
+    return tuple(found)
 
 
 def never_leased(pool: Prefix) -> list[Prefix]:
@@ -1496,6 +1562,414 @@ def is_leasable(prefix: Prefix, pool: Prefix) -> bool:
     """Every prefix is, but for the addresses that mean a whole network."""
     anycast = prefix.length == 128 and prefix.first & (2**64 - 1) == 0
     return not prefix.is_address or not (anycast or prefix in never_leased(pool))
+
+
+# ==== CONFIG ========================================================= pure ====
+#
+# An INI file becomes typed values here, at the door; with it come the folder of
+# grantees and the files of pins.  Large ones are read while asks are answered: what is
+# long is a generator that pauses (yields nothing) now and then, and returns its result.
+
+Steps = Generator[None, None, T]
+MAX_NAMED: Final = 1000                  # bad rows that are named, each in a line
+
+
+def finished(steps: Steps[T]) -> T:
+    """The result, without pauses."""
+    try:
+        while True:
+            next(steps)
+    except StopIteration as done:
+        result: T = done.value
+        return result
+
+
+@cache
+def defaults(kind: str) -> dict[str, Any]:
+    """Made once: 10,000 grantees have them in common."""
+    found = {}
+    for key, setting in SETTINGS[kind].items():
+        try:
+            found[key] = setting.parse(setting.default or "")
+        except ValueError:                                        # has to be given
+            continue
+    return found
+
+
+class Section:
+    """One section as written: each value with its line number."""
+
+    __slots__ = ("file", "head", "kind", "line", "name", "values")
+
+    def __init__(self, file: str, head: str, line: int) -> None:
+        self.file, self.head, self.line = file, head, line
+        self.kind, _, self.name = head.partition(" ")
+        self.name = self.name.strip()
+        self.values: dict[str, tuple[str, int]] = {}
+
+    def error(self, key: str, what: object) -> ConfigError:
+        where = f"[{self.head}] {key}" if key else f"[{self.head}]"
+        line = self.values[key][1] if key in self.values else self.line
+        return ConfigError(f"{self.file}:{line}: {where}: {' '.join(str(what).split())}")
+
+    def add(self, key: str, value: str, line: int) -> None:
+        known = SETTINGS[self.kind]
+        before = self.values.get(key)
+        self.values[key] = value, line
+        if before is not None:
+            raise self.error(key, f"given twice (first in line {before[1]})")
+        if key not in known:
+            raise self.error(key, f"no such key (did you mean '{nearest(key, known)}'?)")
+
+    def go_on(self, key: str, text: str, line: int) -> None:
+        """An indented line."""
+        word = text.partition("=")[0].strip()
+        if "=" in text and word in SETTINGS[self.kind]:
+            self.values[word] = "", line
+            raise self.error(word, f"is indented, so it goes on with `{key}` (begin it in the first column)")
+        self.values[key] = f"{self.values[key][0]}\n{text}", self.values[key][1]
+
+    def parsed(self) -> dict[str, Any]:
+        """Every key of this kind of section, as its type."""
+        found = dict(defaults(self.kind))
+        for key, setting in SETTINGS[self.kind].items():
+            text = self.values[key][0] if key in self.values else setting.default
+            if text is None or (setting.default is None and not text.strip()):
+                raise self.error(key, f"missing: {setting.meaning}")
+            if key not in found or text != setting.default:
+                try:
+                    found[key] = setting.parse(text)
+                except ValueError as why:
+                    raise self.error(key, why) from None
+        return found
+
+    def check(self, key: str, wrong: bool, what: str) -> None:
+        if wrong:
+            raise self.error(key, what)
+
+
+def without_comment(line: str) -> str:
+    for mark in ";#":
+        at = -1
+        while (at := line.find(mark, at + 1)) >= 0:
+            if at == 0 or line[at - 1].isspace():
+                line = line[:at]
+                break
+    return line.rstrip()
+
+
+def section_of(file: str, number: int, line: str) -> Section:
+    head = " ".join(line.strip("[]").split())
+    section = Section(file, head, number)
+    section.check("", line[-1] != "]", "no closing bracket")
+    if section.kind not in SETTINGS:
+        raise section.error("", f"no such section (did you mean '{nearest(section.kind, SETTINGS)}'?)")
+    section.check("", (section.kind == "ddpd") == bool(section.name),
+                  "takes no name" if section.name else f"needs a name: [{section.kind} NAME]")
+    longest = 300 if section.kind == "grantee" else 40            # a DUID may be a name
+    section.check("", len(section.name) > longest or not section.name.isascii() or not section.name.isprintable()
+                  or " " in section.name, f"a name is one word of at most {longest} printable ASCII letters")
+    return section
+
+
+def read_sections(text: str, file: str, head: str = "") -> Steps[list[Section]]:
+    """The file's shape: sections, keys, continued lines.  `head`: of the section in which it begins."""
+    sections: list[Section] = [Section(file, head, 1)] if head else []
+    key = ""
+    for number, written in enumerate(text.split("\n"), 1):
+        if number % 500 == 0:
+            yield
+        line = without_comment(written)
+        if not line:
+            continue
+        if line[0] == "[":
+            sections.append(section_of(file, number, line))
+            key = ""
+        elif not sections:
+            raise ConfigError(f"{file}:{number}: '{line}' stands before any section (such as [ddpd])")
+        elif line[0].isspace() and key:
+            sections[-1].go_on(key, line.strip(), number)
+        else:
+            key, equals, value = (part.strip() for part in line.partition("="))
+            if not equals:
+                raise ConfigError(f"{file}:{number}: [{sections[-1].head}]: '{line.strip()}' is not `key = value`")
+            sections[-1].add(key, value.strip(), number)
+    return sections
+
+
+def placed(pool: Pool, prefix: Prefix, own: Iterable[Prefix] = ()) -> Pool:
+    """The pool at this prefix, without what is the node's own; ValueError if it does not fit there."""
+    low, width = {4: 8, 6: 16}[prefix.version], WIDTH[prefix.version]
+    if prefix.length < low:
+        raise ValueError(f"prefix: {prefix} is too large (/{low} at most)")
+    give, holes = pool.give, pool.reserve
+    fitting = tuple(length for length in give if prefix.length <= length <= width)
+    if pool.follows is not None:                                  # what does not fit is not given there
+        give = fitting
+        holes = tuple(Prefix(prefix.version, prefix.first | hole.first, hole.length) for hole in holes
+                      if hole.version == prefix.version and hole.length >= prefix.length)
+    if not give or give != fitting:
+        bad = next((length for length in pool.give if length not in fitting), 0)
+        raise ValueError(f"give: /{bad} does not fit {prefix} (/{prefix.length} to /{width})")
+    for hole in holes:
+        if not prefix.holds(hole):
+            raise ValueError(f"reserve: {hole} is not in {prefix}")
+    try:
+        regions = share_of(prefix, give[0], pool.share)
+    except ValueError as why:
+        raise ValueError(f"share: {why}") from None
+    return replace(pool, prefix=prefix, give=give, reserve=(*holes, *own), regions=regions)
+
+
+def read_pool(section: Section, hold_s: float) -> Pool:
+    got = section.parsed()
+    valid = got["lifetime"]
+    preferred = got["preferred"] or valid / 2
+    section.check("preferred", preferred > valid, "longer than `lifetime`")
+    renew = got["renew"] or max(1.0, preferred / 2)
+    rebind = got["rebind"] or max(renew, preferred * 0.8)
+    section.check("renew", renew > preferred, "longer than `preferred`")
+    section.check("rebind", not renew <= rebind <= valid, "not between `renew` and `lifetime`")
+    section.check("share", got["share"] != (1, 1) and valid > hold_s / 2, "wants a `hold` of at least twice `lifetime`")
+    options = {key: got[key] for key in OPTIONS if got.get(key) not in NOTHING}
+    source = got["prefix"]
+    pool = Pool(section.name, NOWHERE, got["give"], got["reserve"], valid, preferred, renew, rebind, options,
+                got["share"], (), source if isinstance(source, Follow) else None)
+    try:
+        return pool if pool.follows is not None else placed(pool, source)
+    except ValueError as why:
+        key, _, what = str(why).partition(": ")
+        raise section.error(key, what) from None
+
+
+def read_agreement(section: Section, pools: Mapping[str, Pool]) -> Agreement:
+    got = section.parsed()
+    for name in got["pools"]:
+        section.check("pools", name not in pools, f"no pool named '{name}' (have: {', '.join(pools) or 'none'})")
+    return Agreement(section.name, got["key"], tuple(got["pools"]), got["limit"], got["lengths"], got["pin"],
+                     got["route"], got["total"], got["lifetime"], got["until"], got["rate"])
+
+
+def read_contact(section: Section) -> Contact:
+    got = section.parsed()
+    return Contact(section.name, got["key"], got["address"], got["ask"], got["default"], got["install"],
+                   got["hook"], got["accept"], got["hostname"] or "", got["keepalive"] or 0.0, got["suffix"])
+
+
+def check_apart(sections: list[Section], found: Iterable[tuple[Section, str, Prefix]]) -> None:
+    """No two of these prefixes may overlap: sorted, a prefix can only overlap its neighbour."""
+    ordered = sorted(found, key=lambda row: row[2])
+    for (first, _, one), (second, key, other) in pairwise(ordered):
+        if one.overlaps(other):
+            later, where = (second, other) if sections.index(second) > sections.index(first) else (first, one)
+            raise later.error(key, f"{where} overlaps {one if where is other else other} "
+                                   f"of [{first.head if later is second else second.head}]")
+
+
+def check_unique(sections: list[Section]) -> None:
+    seen: dict[str, Section] = {}
+    for section in sections:
+        section.check("", section.head in seen, f"given twice (first in line {seen.get(section.head, section).line})")
+        seen[section.head] = section
+        keyed = f"{section.kind} {section.values.get('key', ('', 0))[0]}"
+        if section.kind in ("grantee", "grantor") and "key" in section.values:
+            section.check("key", keyed in seen, f"the same as [{seen[keyed].head if keyed in seen else ''}]")
+            seen[keyed] = section
+
+
+class PinRow(NamedTuple):
+    """One row of a file of pins, as text."""
+
+    file: str
+    line: int
+    id: str
+    address: str
+    prefix: str
+
+
+class Files:
+    """What a configuration names, and has to be read too.  Here: nothing."""
+
+    def grantees(self, folder: str) -> Iterator[tuple[str, str, str]]:
+        """(file, name of the grantee, text) of each file; ConfigError if it cannot be read."""
+        raise ConfigError(f"{folder}: no files here")
+
+    def pins(self, file: str) -> Iterator[PinRow | str]:
+        """Each row, or what is wrong with it; ConfigError if it is no file of pins."""
+        raise ConfigError(f"{file}: no files here")
+
+
+def pin_columns(file: str, head: list[str]) -> dict[str, int]:
+    names = [name.strip().lower() for name in head]
+    for name in ("id", "address", "prefix"):
+        if name not in names:
+            raise ConfigError(f"{file}:1: no column '{name}' (have: {', '.join(names) or 'nothing'})")
+    return {name: names.index(name) for name in ("id", "address", "prefix")}
+
+
+def pins_in(row: PinRow) -> list[Prefix]:
+    """What a row fixes; ValueError if it is bad."""
+    if not row.id:
+        raise ValueError("no id")
+    found = [address(row.address)] if row.address else []
+    if row.prefix:
+        if "/" not in row.prefix:
+            raise ValueError(f"'{row.prefix}' is no prefix (no length)")
+        found.append(parse_prefix(row.prefix))
+    if not found:
+        raise ValueError("neither address nor prefix")
+    if any(pin.length < {4: 8, 6: 16}[pin.version] or any(never.overlaps(pin) for never in NEVER) for pin in found):
+        raise ValueError(f"{found[-1]} is too large, or nobody's to give")
+    return found
+
+
+class Draft:
+    """A configuration while it is read."""
+
+    def __init__(self, file: str, before: Mapping[bytes, Agreement]) -> None:
+        self.file, self.before = file, before
+        self.pools: dict[str, Pool] = {}
+        self.agreements: dict[bytes, Agreement] = {}
+        self.keys: dict[str, bytes] = {}                          # of grantees, by name
+        self.skipped: list[str] = []
+        self.places: list[tuple[Prefix, int, bytes]] = []         # pin, where it stands, whose
+        self.files: list[str] = []                                # that have places
+
+    def skip(self, what: str) -> None:
+        if len(self.skipped) < MAX_NAMED:
+            self.skipped.append(what)
+        elif len(self.skipped) == MAX_NAMED:
+            self.skipped.append("(and more that are not named)")
+
+    def admit(self, agreement: Agreement) -> None:
+        self.agreements[agreement.key] = agreement
+        self.keys[agreement.name] = agreement.key
+
+    def read_folder(self, files: Iterable[tuple[str, str, str]]) -> Steps[None]:
+        """A bad file costs nobody else anything: it is named, and what it said before goes on."""
+        for n, (file, name, text) in enumerate(files):
+            if n % 20 == 0:
+                yield
+            try:
+                self.read_grantee(file, name, text)
+            except ConfigError as why:
+                self.skip(str(why))
+                old = next((a for a in self.before.values() if a.name == name), None)
+                if old is not None and name not in self.keys and old.key not in self.agreements:
+                    self.admit(old)
+
+    def read_grantee(self, file: str, name: str, text: str) -> None:
+        begun = next((line for line in map(without_comment, text.split("\n")) if line), "")
+        head = "" if begun.startswith("[") else section_of(file, 1, f"[grantee {name}]").head
+        for section in finished(read_sections(text, file, head)):
+            section.check("", section.kind != "grantee", "only a [grantee] stands here")
+            agreement = read_agreement(section, self.pools)
+            section.check("", agreement.name in self.keys, "a grantee of this name stands elsewhere too")
+            section.check("key", agreement.key in self.agreements, "the same as that of another grantee")
+            self.add_pins(agreement.pins, file, section.line, agreement.key)
+            self.admit(agreement)
+
+    def add_pins(self, pins: Iterable[Prefix], file: str, line: int, owner: bytes) -> None:
+        if not self.files or self.files[-1] != file:
+            self.files.append(file)
+        self.places += [(pin, (len(self.files) - 1) << 32 | line, owner) for pin in pins]
+
+    def place(self, order: int) -> str:
+        return f"{self.files[order >> 32]}:{order & 0xFFFFFFFF}"
+
+    def read_pins(self, rows: Iterable[PinRow | str]) -> Steps[None]:
+        for n, row in enumerate(rows):
+            if n % 500 == 0:
+                yield
+            if isinstance(row, str):
+                self.skip(row)
+                continue
+            try:
+                self.add_pins(pins_in(row), row.file, row.line, self.owner(row.id))
+            except ValueError as why:
+                self.skip(f"{row.file}:{row.line}: skipped: {why}")
+
+    def owner(self, text: str) -> bytes:
+        """Whose a row is: a grantee's by name or key; empty if nobody's here, and then it is only kept from others."""
+        if text in self.keys:
+            return self.keys[text]
+        try:
+            key = public_key(text)
+        except ValueError:
+            return b""
+        return key if key in self.agreements else b""
+
+    def pins(self) -> Steps[Pins]:
+        """All of them; of two that overlap, the one that stands later is left out."""
+        self.places.sort()
+        yield
+        kept: list[tuple[Prefix, int, bytes]] = []
+        for n, row in enumerate(self.places):
+            if n % 2000 == 0:
+                yield
+            while kept and kept[-1][0].holds(row[0]):
+                bad, good = (row, kept[-1]) if row[1] >= kept[-1][1] else (kept.pop(), row)
+                self.skip(f"{self.place(bad[1])}: skipped: {bad[0]} overlaps {good[0]} of {self.place(good[1])}")
+                if bad is row:
+                    break
+            else:
+                kept.append(row)
+        self.places = []
+        yield from self.hand_out(kept)
+        return Pins([row[0] for row in kept], [row[2] for row in kept])
+
+    def hand_out(self, kept: list[tuple[Prefix, int, bytes]]) -> Steps[None]:
+        """Each agreement gets its pins, in the order in which they stand."""
+        of: dict[bytes, list[tuple[int, Prefix]]] = {}
+        for pin, order, owner in kept:
+            if owner:
+                of.setdefault(owner, []).append((order, pin))
+        yield
+        for n, (key, agreement) in enumerate(self.agreements.items()):
+            if n % 500 == 0:
+                yield
+            pins = tuple(pin for _, pin in sorted(of.get(key, ()), key=itemgetter(0)))
+            if pins != agreement.pins:
+                self.agreements[key] = replace(agreement, pins=pins)
+
+
+def reading(text: str, file: str, files: Files, before: Mapping[bytes, Agreement]) -> Steps[Config]:
+    """Text to values; ConfigError names the first thing that is wrong."""
+    sections = yield from read_sections(text, file)
+    check_unique(sections)
+    of = {kind: [s for s in sections if s.kind == kind] for kind in SETTINGS}
+    main = (of["ddpd"] or [Section(file, "ddpd", 1)])[0].parsed()
+    draft = Draft(file, before)
+    contacts = tuple(read_contact(section) for section in of["grantor"])
+    for section in of["pool"]:
+        pool = draft.pools[section.name] = read_pool(section, main["hold"])
+        above = pool.follows.name if pool.follows is not None and pool.follows.kind == "grantor" else ""
+        section.check("prefix", above not in ("", *(contact.name for contact in contacts)), f"no [grantor {above}]")
+    check_apart(sections, [(s, "prefix", draft.pools[s.name].prefix) for s in of["pool"]
+                           if draft.pools[s.name].follows is None])
+    pinned = []
+    for n, section in enumerate(of["grantee"]):
+        if n % 200 == 0:
+            yield
+        agreement = read_agreement(section, draft.pools)
+        draft.admit(agreement)
+        pinned += [(section, "pin", pin) for pin in agreement.pins]
+        draft.add_pins(agreement.pins, file, section.line, agreement.key)
+    check_apart(sections, pinned)
+    if main["grantees"]:
+        yield from draft.read_folder(files.grantees(main["grantees"]))
+    for name in main["pins"]:
+        yield from draft.read_pins(files.pins(name))
+    pins = yield from draft.pins()
+    listen = main["listen"] or ((HostPort("::", PORT),) if draft.pools else ())
+    return Config(file, main["key"], listen, main["leases"], main["control"], main["mark"], main["load"],
+                  main["hold"], main["accounting"] or "", main["handlers"] or "", main["rate"],
+                  tuple(draft.pools.values()), draft.agreements, contacts, pins, tuple(draft.skipped))
+
+
+def read_config(text: str, file: str) -> Config:
+    """At once, and alone."""
+    return finished(reading(text, file, Files(), {}))
 
 
 # ==== LEASE FILE ===================================================== pure ====
@@ -1792,7 +2266,8 @@ def plan(installed: Mapping[Key, Thing], wanted: Mapping[Key, Thing], keys: Iter
 NLMSG: Final = struct.Struct("=IHHII")           # length, type, flags, sequence, port
 RTM: Final = {"link": 16, "address": 20, "route": 24, "rule": 32}
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_TABLE = 1, 4, 5, 6, 15
-IFA_ADDRESS, IFA_LOCAL, IFLA_IFNAME = 1, 2, 3
+IFA_ADDRESS, IFA_LOCAL, IFLA_IFNAME, IFA_F_DEPRECATED = 1, 2, 3, 0x20
+GLOBAL, LOCAL = parse_prefix("2000::/3"), parse_prefix("fc00::/7")
 FRA_SRC, FRA_PRIORITY, FRA_TABLE = 2, 6, 15
 
 
@@ -1825,6 +2300,7 @@ class Links:
     names: dict[int, str] = field(default_factory=dict)
     addresses: tuple[tuple[int, Prefix], ...] = ()                # (interface index, address/length)
     flags: dict[int, int] = field(default_factory=dict)           # down and up again loses routes
+    fading: frozenset[tuple[int, Prefix]] = frozenset()           # addresses that are deprecated
 
     def neighbour(self, host: Prefix, index: int) -> bool:
         """Is this address directly connected on that interface, and not our own?"""
@@ -1834,9 +2310,16 @@ class Links:
     def is_own(self, host: Prefix) -> bool:
         return any((own.version, own.first) == host[:2] for _, own in self.addresses)
 
+    def prefix_on(self, dev: str, now_has: Prefix) -> Prefix | None:
+        """The IPv6 prefix of an interface: preferred ones first, global before local, what it had before others."""
+        found = [((index, own) in self.fading, not GLOBAL.holds(own), own.network(own.length) != now_has,
+                  own.network(own.length)) for index, own in self.addresses
+                 if self.names.get(index) == dev and (GLOBAL.holds(own) or LOCAL.holds(own)) and own.length < 128]
+        return min(found)[-1] if found else None
+
 
 def links_of(replies: Iterable[tuple[int, bytes]]) -> Links:
-    names, flags, addresses = {}, {}, []
+    names, flags, addresses, fading = {}, {}, [], []
     for kind, body in replies:
         if kind == RTM["link"]:
             flags[int.from_bytes(body[4:8], byteorder)] = int.from_bytes(body[8:12], byteorder)
@@ -1848,7 +2331,8 @@ def links_of(replies: Iterable[tuple[int, bytes]]) -> Links:
             if len(packed) in (4, 16):
                 own = Prefix(4 if len(packed) == 4 else 6, int.from_bytes(packed, "big"), body[1])
                 addresses.append((int.from_bytes(body[4:8], byteorder), own))
-    return Links(names, tuple(addresses), flags)
+                fading += addresses[-1:] if body[2] & IFA_F_DEPRECATED else []
+    return Links(names, tuple(addresses), flags, frozenset(fading))
 
 
 def route_of(body: bytes, mark: int, names: Mapping[int, str]) -> Route | None:
@@ -1941,7 +2425,15 @@ class Note(NamedTuple):
     text: str
 
 
-Effect = Save | Install | Send | Call | Lookup | Hook | Note
+class Account(NamedTuple):
+    """A line of the accounting log."""
+
+    lease: Key
+    row: Record
+
+
+ACCOUNTED: Final = {"granted": "begun", "ended": "ended", "revoked": "revoked"}
+Effect = Save | Install | Send | Call | Lookup | Hook | Note | Account
 
 
 # ==== LEASES ========================================================= pure ====
@@ -1965,25 +2457,44 @@ def thing_reach(reach: Reach) -> str:
     return " ".join(f"{word} {value}" for word, value in zip(("via", "dev"), reach, strict=True) if value)
 
 
-def lengths_shown(lengths: Iterable[int]) -> str:
-    """`/48 /56-/64`"""
-    runs: list[list[int]] = []
-    for length in sorted(lengths):
-        if runs and runs[-1][-1] == length - 1:
-            runs[-1].append(length)
-        else:
-            runs.append([length])
-    return " ".join(f"/{run[0]}" if len(run) == 1 else f"/{run[0]}-/{run[-1]}" for run in runs)
-
-
 def short(key: bytes) -> str:
     return show_key(key)[:8]
+
+
+def shown(value: Any) -> Any:
+    """A value of a message, as JSON has it.  Of a ticket only whether there is one."""
+    if isinstance(value, Want | Grant | Refusal):
+        return {name: bool(part) if name == "ticket" else shown(part) for name, part in value._asdict().items()}
+    if isinstance(value, tuple) and not isinstance(value, Prefix):
+        return [shown(part) for part in value]
+    if isinstance(value, Prefix):
+        return str(value)
+    return value.hex() if isinstance(value, bytes) else value
+
+
+def options_shown(options: Mapping[str, Any]) -> dict[str, Any]:
+    def shown(value: Any) -> Any:
+        if isinstance(value, Prefix):
+            return value.host if value.is_address else str(value)
+        if isinstance(value, tuple):
+            return [shown(item) for item in value]
+        return show_key(value) if isinstance(value, bytes) else value
+    return {name: shown(value) for name, value in options.items()}
+
+
+def message_shown(plain: bytes) -> dict[str, Any]:
+    message = decode(plain + bytes(256))                          # the zeros that were left out
+    return {row.name: shown(value) for row in message.table if (value := getattr(message, row.name)) not in NOTHING}
 
 
 class LeaseState(Enum):
     ACTIVE = "active"
     DEPRECATED = "deprecated"            # counts down, routed until its end
     FORMER = "former"                    # over; held back for who had it
+    REVOKED = "revoked"                  # over; held back from everybody
+
+
+LIVING: Final = (LeaseState.ACTIVE, LeaseState.DEPRECATED)
 
 
 @dataclass(slots=True, eq=False)
@@ -1993,7 +2504,7 @@ class Lease:
     prefix: Prefix
     state: LeaseState
     valid_s: float                       # as last promised
-    valid_until: float                   # CLOCK_BOOTTIME; of a former lease: when it is forgotten
+    valid_until: float                   # CLOCK_BOOTTIME; of what is over: when it is forgotten
     heard: float = 0.0                   # last renewed
     promised: bool = True                # once at least, and not over since
     due: float = inf                     # when the timer will look at it
@@ -2001,12 +2512,15 @@ class Lease:
     why: str = ""                        # ... there is no reach
     epoch: int = -1                      # of its last renewal
     serial: int = 0                      # as it was read from the lease file
+    since: int = 0                       # wall clock: when it began
+    by: str = ""                         # the handler that decided so, if that was in this run
+    ticket: bytes = b""                  # of a twin, passed on
 
     def record(self, now: Now) -> Record:
         via, dev = self.reach or ("", "")
         return {"kind": "granted", "key": show_key(self.key), "slot": self.slot, "prefix": str(self.prefix),
                 "state": self.state.value, "valid": seconds(self.valid_s), "left": seconds(self.valid_until - now.boot),
-                "via": via, "dev": dev, "epoch": self.epoch}
+                "via": via, "dev": dev, "since": self.since, "epoch": self.epoch}
 
     @property
     def id(self) -> Key:
@@ -2014,7 +2528,7 @@ class Lease:
 
     @property
     def living(self) -> bool:
-        return self.state is not LeaseState.FORMER
+        return self.state in LIVING
 
 
 STATES: Final = {state.value: state for state in LeaseState}
@@ -2024,13 +2538,23 @@ def lease_of(record: Record) -> Lease:
     """`valid_until` is the time left as written.  KeyError, TypeError or ValueError if the record is no lease."""
     key = public_key(record["key"]) if record["key"] else b""
     slot, valid_s, left_s, epoch = (int(record[name]) for name in ("slot", "valid", "left", "epoch"))
-    if not 0 <= slot <= 255 or not 0 <= epoch < 2**32:
-        raise ValueError(f"no slot {slot}")
+    since = int(record.get("since", 0))
+    if not 0 <= slot <= 255 or not 0 <= epoch < 2**32 or not 0 <= since < 2**40:
+        raise ValueError("a number is out of bounds")
     lease = Lease(key, slot, parse_prefix(record["prefix"]), STATES[record["state"]], span(valid_s), span(left_s),
-                  epoch=epoch, serial=record.get("serial", 0))
+                  epoch=epoch, serial=record.get("serial", 0), since=since)
     if record["via"] or record["dev"]:
         lease.reach = parse_reach(thing_reach(Reach(record["via"], record["dev"])))
     return lease
+
+
+class Glass(NamedTuple):
+    """The looking glass: the last ask of a peer, what it was answered, and which handlers said so."""
+
+    now: Now
+    ask: bytes                           # as on the wire, without the padding
+    answer: bytes
+    by: tuple[tuple[int, str], ...]      # slot, handler
 
 
 @dataclass(slots=True, eq=False)
@@ -2046,7 +2570,7 @@ class Peer:
     before: bytes = b""                  # the run that `run` replaced
     run_heard: float = -inf
     stale_at: float = -inf
-    news: tuple[float, ...] = ()         # when the latest new leases began
+    full_at: float = -inf                # when its bucket is full of new leases again
     ss: bytes = b""                      # dh(our static, theirs): the same in every handshake
     live: Session | None = None
     pending: tuple[Session, ...] = ()
@@ -2055,12 +2579,191 @@ class Peer:
     seen: tuple[Any, ...] = ()           # what `reach` was last decided from
     hostname: str = ""
     nudged: int = 0                      # nudges sent without an ask since
+    glass: Glass | None = None
 
     def living(self) -> list[Lease]:
         return [lease for lease in self.leases if lease.living]
 
 
-NOBODY: Final = Agreement("(no longer configured)", b"", (), 1, (), (), "none")
+NOBODY: Final = Agreement("(no longer configured)", b"", (), 1, (), (), "none", (), (0.0, inf), inf, Rate(1, 1.0))
+
+
+def wait_for(rate: Rate, full_at: float, now: Now) -> float:
+    """Seconds until this bucket has a token; none or less: it has one."""
+    return full_at - (rate.burst - 1) * rate.each_s - now.boot
+
+
+# ==== STOCK ========================================================== pure ====
+#
+# What of all pools is taken: by leases, and by what is fixed (holes and pins).  Where
+# these overlap, the outermost is in the trie, a lease inside of it is `hidden`, and
+# something fixed inside of it is `waiting` until it is free.
+
+FEW: Final = 1000                        # changes that are made one by one
+
+
+class Stock:
+    def __init__(self) -> None:
+        self.pools: tuple[Pool, ...] = ()
+        self.pins = Pins([], [])
+        self.holes: frozenset[Prefix] = frozenset()
+        self.leased: dict[Prefix, Lease] = {}                     # all that are on file
+        self.lengths: Counter[tuple[int, int]] = Counter()        # ... by family and length
+        self.living: Counter[str] = Counter()                     # by pool
+        self.rebuild()
+
+    # -- what is fixed ---------------------------------------------------------------
+
+    def fit(self, pools: tuple[Pool, ...], pins: Pins) -> None:
+        """Pools that moved, other holes and pins.  What has not changed costs nothing."""
+        holes = {hole for pool in pools for hole in pool.reserve}
+        for pool in pools:                                        # only of addresses: else they would break a block
+            holes.update(never_leased(pool.prefix) if pool.give == (WIDTH[pool.prefix.version],) else ())
+        before = [(pool.name, pool.prefix, pool.regions) for pool in self.pools]
+        same = before == [(pool.name, pool.prefix, pool.regions) for pool in pools]
+        old, new = (set[Prefix](), set[Prefix]()) if pins is self.pins else ({*self.pins.ordered}, {*pins.ordered})
+        gone, come = (self.holes | old) - new - holes, (holes | new) - self.holes - old
+        self.pools, self.holes, self.pins = pools, frozenset(holes), pins
+        if not same or len(gone) + len(come) > FEW or not self.adjust(gone, come):
+            self.rebuild()
+
+    def adjust(self, gone: Iterable[Prefix], come: Iterable[Prefix]) -> bool:
+        """False: something overlaps, so the trie has to be built anew."""
+        for prefix in gone:
+            if prefix in self.waiting or prefix in self.hidden:
+                return False
+            if prefix not in self.leased:
+                self.free(prefix)
+        return all(prefix in self.leased or self.take(prefix) for prefix in come)
+
+    def is_fixed(self, prefix: Prefix) -> bool:
+        return prefix in self.holes or any(pin == prefix for pin, _ in self.pins.overlapping(prefix))
+
+    def rebuild(self, but: Prefix | None = None) -> None:
+        """From all leases, pins and holes, but one."""
+        ordered = sorted({*self.leased, *self.holes, *self.pins.ordered} - {but})
+        self.spaces: dict[str, Space] = {}
+        self.waiting: set[Prefix] = set()
+        self.hidden: dict[Prefix, list[Lease]] = {}
+        rest: dict[int, list[Prefix]] = {4: [], 6: []}
+        at = 0
+        for pool in sorted(self.pools, key=lambda pool: pool.prefix):
+            start = bisect_left(ordered, pool.prefix, at)
+            end = bisect_left(ordered, Prefix(pool.prefix.version, pool.prefix.first + pool.prefix.size, -1), start)
+            for prefix in ordered[at:start]:
+                rest[prefix.version].append(prefix)
+            around = [pool.prefix for prefix in rest[pool.prefix.version] if prefix.holds(pool.prefix)]
+            self.spaces[pool.name] = Space(pool.prefix, pool.regions, self.apart(around[:1] + ordered[start:end]))
+            at = end
+        for prefix in ordered[at:]:
+            rest[prefix.version].append(prefix)
+        self.rest = {version: Space(Prefix(version, 0, 0), (), self.apart(rows)) for version, rows in rest.items()}
+        self.living = Counter(self.pool_of(lease.prefix) for lease in self.leased.values() if lease.living)
+
+    def apart(self, ordered: list[Prefix]) -> list[Prefix]:
+        """The outermost of these; what is inside of one is noted."""
+        kept: list[Prefix] = []
+        version, end = 0, -1
+        for prefix in ordered:                                    # in order: what covers others comes before them
+            if prefix.version == version and prefix.first < end:
+                if prefix in self.leased:
+                    self.hidden.setdefault(kept[-1], []).append(self.leased[prefix])
+                if self.is_fixed(prefix):
+                    self.waiting.add(prefix)
+                continue
+            kept.append(prefix)
+            version, end = prefix.version, prefix.first + SIZES[prefix.version][prefix.length]
+        return kept
+
+    # -- what is taken ---------------------------------------------------------------
+
+    def around(self, prefix: Prefix) -> list[Space]:
+        """Where a prefix counts: the pools that it overlaps; outside of all, the rest of the addresses."""
+        found = [space for space in self.spaces.values() if space.pool.overlaps(prefix)]
+        return found if found and found[0].pool.holds(prefix) else [*found, self.rest[prefix.version]]
+
+    def take(self, prefix: Prefix) -> bool:
+        taken = [space.take(prefix if space.pool.holds(prefix) else space.pool) for space in self.around(prefix)]
+        return all(taken)
+
+    def free(self, prefix: Prefix) -> None:
+        if self.is_fixed(prefix):
+            return
+        if prefix in self.hidden or any(prefix.length < space.pool.length and prefix.holds(space.pool)
+                                        for space in self.spaces.values()):
+            self.rebuild(prefix)                                  # what was below it comes to light
+            return
+        for space in self.around(prefix):
+            space.free(prefix)
+        for fixed in [fixed for fixed in self.waiting if fixed.overlaps(prefix)]:
+            if self.take(fixed):
+                self.waiting.discard(fixed)
+
+    def is_free(self, prefix: Prefix) -> bool:
+        return all(space.is_free(prefix) for space in self.around(prefix))
+
+    # -- leases ----------------------------------------------------------------------
+
+    def pool_of(self, prefix: Prefix) -> str:
+        """The name of the pool that it lies in, or nothing."""
+        return next((name for name, space in self.spaces.items() if space.pool.holds(prefix)), "")
+
+    def add(self, lease: Lease) -> None:
+        self.leased[lease.prefix] = lease
+        self.lengths[lease.prefix.shape] += 1
+        self.living[self.pool_of(lease.prefix)] += lease.living
+        if not self.take(lease.prefix) and (lease.prefix in self.waiting or not self.is_fixed(lease.prefix)):
+            self.rebuild()                                        # inside of something else
+
+    def remove(self, lease: Lease) -> None:
+        if self.leased.get(lease.prefix) is not lease:
+            return
+        del self.leased[lease.prefix]
+        self.lengths[lease.prefix.shape] -= 1
+        self.living[self.pool_of(lease.prefix)] -= lease.living
+        for leases in self.hidden.values():
+            if lease in leases:
+                leases.remove(lease)
+        self.free(lease.prefix)
+
+    def turn(self, lease: Lease, state: LeaseState) -> None:
+        """The only place that changes the state of a lease on file."""
+        self.living[self.pool_of(lease.prefix)] += (state in LIVING) - lease.living
+        lease.state = state
+
+    def covering(self, prefix: Prefix) -> Iterator[Lease]:
+        """The leases that hold this prefix, or address."""
+        for version, length in [shape for shape, count in self.lengths.items() if count]:
+            if version == prefix.version and length <= prefix.length:
+                lease = self.leased.get(prefix.network(length))
+                if lease is not None:
+                    yield lease
+
+    def overlapping(self, prefix: Prefix) -> Iterator[Lease]:
+        found = dict.fromkeys(self.covering(prefix))
+        for space in self.around(prefix):
+            for leaf in space.leaves(space.within(prefix)):
+                found |= dict.fromkeys([self.leased[leaf]] if leaf in self.leased else [])
+                found |= dict.fromkeys(lease for lease in self.hidden.get(leaf, ()) if lease.prefix.overlaps(prefix))
+        yield from found
+
+    def in_order(self) -> Iterator[Lease]:
+        """Sorted by prefix, pool by pool."""
+        for space in (*self.spaces.values(), *self.rest.values()):
+            for leaf in space.leaves(space.root):
+                if leaf in self.leased and (space.pool.length == 0) == (not self.pool_of(leaf)):
+                    yield self.leased[leaf]
+                yield from self.hidden.get(leaf, ())
+
+
+# ==== CHAIN ========================================================== pure ====
+#
+# What one slot of an ask gets is decided by a chain of small handlers, each with one
+# reason to exist: the first that names a prefix or a refusal ends it.  They change
+# nothing, so `explain` can run them too.  A site's own stand between them:
+#
+#     before_agreement  agreement  after_agreement  before_pins  pins  after_pins  ...
+#                      (or instead_of_agreement)
 
 
 class Case(NamedTuple):
@@ -2070,327 +2773,543 @@ class Case(NamedTuple):
     want: Want
     ask: Ask
     now: Now
+    has: Lease | None = None             # what the slot has, if it is what it wants and still agreed
 
     def is_asked_for(self, prefix: Prefix) -> bool:
         """Does any slot of the ask want just this family and length?"""
         return any(want.prefix.shape == prefix.shape for want in self.ask.wants)
 
+    @property
+    def others(self) -> list[Lease]:
+        """What the other slots have of this family."""
+        return [lease for lease in self.peer.leases if lease.state is LeaseState.ACTIVE
+                and lease.slot != self.want.slot and lease.prefix.version == self.want.prefix.version]
 
-# ==== GRANTOR ======================================================== pure ====
-#
-# An ask becomes an answer.  What one slot gets is decided by a chain of handlers,
-# each with one reason to exist: the first that has a lease or a refusal ends it.
+
+class Asked(NamedTuple):
+    """What a site's handler is told of a case.  An interface: it only grows."""
+
+    grantee: str                         # its name
+    key: str                             # base64
+    slot: int
+    want: str                            # `::/56`, or the prefix that it names
+    version: int                         # 4 or 6
+    length: int
+    has: str                             # what its slot has now, or nothing
+    hostname: str
 
 
-def contested(pins: Mapping[Prefix, bytes], leases: Mapping[Prefix, Lease]) -> dict[Prefix, Lease]:
-    """The leases that overlap somebody else's pin: they make room at their next renewal."""
-    if not pins:
-        return {}
-    pinned, leased = {pin.length for pin in pins}, {prefix.length for prefix in leases}
+class Refuse(NamedTuple):
+    """A site's handler says no."""
+
+    text: str
+    again_s: int = 60
+
+
+Outcome = Prefix | Refusal | None
+SiteHandler = Callable[[Asked, Any], Any]        # (asked, what was decided so far) -> its answer, not yet trusted
+
+
+class SiteFailure(Exception):  # noqa: N818 - of a site's handler, not of ours
+    """A site's handler raised, took too long or returned nonsense: this ask is refused, and the daemon goes on."""
+
+
+class Verdict(NamedTuple):
+    """What is decided for one slot, and by which handler."""
+
+    by: str
+    outcome: Prefix | Refusal
+
+
+def refusal(case: Case, reason: Reason, again_s: float, text: str) -> Refusal:
+    return Refusal(case.want.slot, reason, max(1, seconds(again_s)), text[:MAX_TEXT])
+
+
+def printable(text: str) -> str:
+    return "".join(letter if " " <= letter <= "~" else "?" for letter in text)[:MAX_TEXT]
+
+
+def trusted_options(said: object) -> dict[str, Any]:
+    """A site's options, written as in a [pool] section, as an answer has them."""
     found = {}
-    for prefix, lease in leases.items():
-        around = (prefix.network(length) for length in pinned if length <= prefix.length)
-        if any(pins.get(pin, lease.key) != lease.key for pin in around):
-            found[prefix] = lease
-    for pin, key in pins.items():
-        for length in leased:
-            outer = leases.get(pin.network(length)) if length < pin.length else None
-            if outer is not None and outer.key != key:
-                found[outer.prefix] = outer
-    return found
+    for name, value in said.items() if isinstance(said, dict) else [("", said)]:
+        if name not in OPTIONS or name not in SETTINGS["pool"]:
+            raise SiteFailure(f"no option {name!r} (want a dict of dns, search, ntp, mtu)")
+        try:
+            text = " ".join(value) if isinstance(value, list | tuple) else str(value)
+            found[name] = SETTINGS["pool"][name].parse(text)
+        except (TypeError, ValueError) as why:
+            raise SiteFailure(f"{name}: {why}") from None
+    return {name: value for name, value in found.items() if value not in NOTHING}
 
 
-class Grantor:
-    """Answers asks, and remembers what it promised."""
+class Decider:
+    """The chain, and what it looks at."""
 
-    def __init__(self, secret: bytes, config: Config, wanted: Wanted, rand: Rand) -> None:
+    def __init__(self, secret: bytes, config: Config, rand: Rand) -> None:
         self.ticket_key = digest(b"ddpd ticket" + secret)
-        self.wanted, self.rand = wanted, rand
-        self.links = Links()
+        self.rand = rand
+        self.config, self.agreements = config, config.agreements
+        self.pools: dict[str, Pool] = {}                          # those that have a place now
+        self.unsettled: set[str] = set()                          # pools that may have one soon
+        self.site: dict[str, SiteHandler] = {}
+        self.stock = Stock()
         self.peers: dict[bytes, Peer] = {}
         self.former: dict[Prefix, Lease] = {}                     # oldest first
         self.timers: list[tuple[float, int, Lease]] = []
-        self.timer_count = self.dead_timers = 0
+        self.timer_count = 0
+        self.full_at = -inf                                       # of the bucket of all grantees
         self.recovering_until = -inf
         self.disk_full = False
-        self.epoch = 0
-        self.out: list[Effect] = []
-        self.configure(config)
 
-    def configure(self, config: Config) -> None:
-        self.config, self.agreements = config, config.agreements
-        self.hold_s = config.hold_s
-        for peer in self.peers.values():
-            before, peer.agreement = peer.agreement, self.agreements.get(peer.key, peer.agreement)
-            peer.seen = ()
-            if before.route != peer.agreement.route != "auto":
-                self.reroute(peer)
-        self.rebuild()
+    # -- what is agreed --------------------------------------------------------------
 
-    def reroute(self, peer: Peer) -> None:
-        """The operator has changed the way to this peer."""
-        for lease in peer.living():
-            lease.reach, lease.why = self.configured(peer.agreement.route, lease.prefix.version)
-            self.route(lease)
-
-    # -- what is taken of the pools -------------------------------------------------
-
-    def rebuild(self) -> None:
-        """From all leases, pins and holes.  What is inside of another waits until that is free."""
-        pools = self.config.pools
-        self.fixed = {hole for pool in pools for hole in pool.reserve}
-        for pool in pools:                                        # only of addresses: else they would break a block
-            self.fixed.update(never_leased(pool.prefix) if pool.give == (WIDTH[pool.prefix.version],) else ())
-        pins = {pin: agreement.key for agreement in self.agreements.values() for pin in agreement.pins}
-        self.fixed |= pins.keys()
-        leases = {lease.prefix: lease for peer in self.peers.values() for lease in peer.leases}
-        self.contested = contested(pins, leases)
-        taken = self.fixed | leases.keys()
-        self.spaces = [Space(pool.prefix) for pool in pools]
-        self.waiting: set[Prefix] = set()                         # fixed, but covered for now
-        for space in self.spaces:
-            inside = sorted(prefix if prefix.length >= space.pool.length else space.pool
-                            for prefix in taken if space.pool.overlaps(prefix))
-            apart: list[Prefix] = []
-            for prefix in inside:                                 # in order: what covers others comes before them
-                if not apart or not apart[-1].holds(prefix):
-                    apart.append(prefix)
-            self.waiting |= self.fixed.intersection(inside).difference(apart)
-            space.root = space.built(apart, 0, len(apart))
-
-    def take(self, prefix: Prefix) -> bool:
-        taken = [space.take(prefix if space.pool.holds(prefix) else space.pool)
-                 for space in self.spaces if space.pool.overlaps(prefix)]
-        return all(taken)
-
-    def free(self, prefix: Prefix) -> None:
-        if prefix in self.fixed:
-            return
-        if any(prefix.holds(space.pool) for space in self.spaces):
-            self.rebuild()                                        # it had covered a pool that has shrunk since
-        for space in self.spaces:
-            if space.pool.holds(prefix):
-                space.free(prefix)
-        for hidden in [hidden for hidden in self.waiting if hidden.overlaps(prefix)]:
-            if self.take(hidden):
-                self.waiting.discard(hidden)
-
-    def is_free(self, prefix: Prefix) -> bool:
-        return all(space.is_free(prefix) for space in self.spaces if space.pool.overlaps(prefix))
+    def pools_of(self, agreement: Agreement, version: int = 0) -> list[Pool]:
+        return [self.pools[name] for name in agreement.pools if name in self.pools
+                and version in (0, self.pools[name].prefix.version)]
 
     def agreed_pool(self, agreement: Agreement, prefix: Prefix) -> Pool | None:
         """The pool of the agreement that gives this prefix as things stand."""
         if agreement.lengths and prefix.length not in agreement.lengths:
             return None
-        return next((pool for pool in agreement.pools if pool.prefix.holds(prefix) and prefix.length in pool.give
-                     and not any(hole.overlaps(prefix) for hole in pool.reserve)), None)
+        return next((pool for pool in self.pools_of(agreement) if pool.prefix.holds(prefix)
+                     and prefix.length in pool.give and not any(hole.overlaps(prefix) for hole in pool.reserve)), None)
 
     def agreed(self, agreement: Agreement, prefix: Prefix) -> bool:
         if prefix in agreement.pins:
             return True
-        return prefix not in self.contested and self.agreed_pool(agreement, prefix) is not None
+        return self.agreed_pool(agreement, prefix) is not None and \
+            self.stock.pins.clear_of_others(agreement.key, prefix)
 
     def stays(self, peer: Peer, lease: Lease) -> bool:
         """Still agreed; and there is no pin of its shape that should be there instead."""
-        held = {other.prefix for other in peer.leases if other.living}
+        held = {other.prefix for other in peer.leases if other.state is not LeaseState.FORMER}
         pins = peer.agreement.pins
         better = not self.disk_full and lease.prefix not in pins and any(
             pin.shape == lease.prefix.shape and pin not in held and not self.of_another(peer, pin) for pin in pins)
         return not better and self.agreed(peer.agreement, lease.prefix)
 
-    def of_another(self, peer: Peer, pin: Prefix) -> bool:
-        """Is this pin, or a part of it, still leased to somebody else?"""
-        return any(lease.living and lease.key != peer.key and lease.prefix.overlaps(pin)
-                   for lease in self.contested.values())
+    def of_another(self, peer: Peer, prefix: Prefix) -> bool:
+        """Is any of it leased to, or revoked from, somebody else?"""
+        return any(lease.state is not LeaseState.FORMER and lease.key != peer.key
+                   for lease in self.stock.overlapping(prefix))
 
-    def terms(self, peer: Peer, lease: Lease) -> Pool | None:
-        """Whose lifetimes and options a lease has; a pin outside of all pools has the first pool's."""
-        pools = peer.agreement.pools
-        return next((pool for pool in pools if pool.prefix.holds(lease.prefix)), pools[0] if pools else None)
+    def revoked_from(self, peer: Peer) -> set[Prefix]:
+        return {lease.prefix for lease in peer.leases if lease.state is LeaseState.REVOKED}
 
-    # -- the chain -----------------------------------------------------------------
+    def terms(self, agreement: Agreement, prefix: Prefix) -> Pool | None:
+        """Whose lifetimes and options a lease has; one outside of all pools has the first pool's."""
+        pools = self.pools_of(agreement)
+        return next((pool for pool in pools if pool.prefix.holds(prefix)), pools[0] if pools else None)
 
-    def kept(self, case: Case) -> Lease | Refusal | None:
-        """What the slot has, if it is what it wants and still agreed."""
-        want, pins = case.want.prefix, case.peer.agreement.pins
-        for lease in case.peer.leases:
-            prefix = lease.prefix
-            fits = prefix.shape == want.shape or (
-                prefix in pins and prefix.version == want.version and not case.is_asked_for(prefix))
-            if (lease.state is LeaseState.ACTIVE and lease.slot == case.want.slot and fits
-                    and self.stays(case.peer, lease)):
-                return lease
-        return None
+    def valid_s(self, agreement: Agreement, pool: Pool, now: Now) -> float:
+        """How long a lease of this pool is promised to this grantee."""
+        low, high = agreement.bounds
+        agreed_s = min(max(pool.valid_s, low), high, agreement.until - now.wall)
+        return max(0.0, min(agreed_s, pool.ends - now.boot))
 
-    def admitted(self, case: Case) -> Lease | Refusal | None:
-        """Is there any pool, and any room in the agreement, for something new?"""
-        agreement, want = case.peer.agreement, case.want.prefix
-        pools = [pool for pool in agreement.pools if pool.prefix.version == want.version]
-        pins = [pin for pin in agreement.pins if pin.version == want.version]
-        if not pools and not pins:
-            return self.refusal(case, Reason.NO_POOL, 3600, f"no pool of IPv{want.version}")
+    # -- tickets ---------------------------------------------------------------------
+
+    def ticket(self, key: bytes, slot: int, prefix: Prefix, hour: bytes) -> bytes:
+        """Proof that we gave this prefix to this grantee for this slot, in that hour."""
+        shape = bytes((slot, prefix.version, prefix.length))
+        return hour + mac(self.ticket_key, hour + key + shape + prefix.packed)
+
+    def ticket_age_s(self, case: Case) -> float:
+        """At least so old (its hour may have just begun); endless: it is not ours."""
+        want = case.want
+        if not want.prefix.first or not equal(
+                self.ticket(case.peer.key, want.slot, want.prefix, want.ticket[:4]), want.ticket):
+            return inf
+        hours = int(case.now.wall // 3600) - int.from_bytes(want.ticket[:4], "big")
+        return 3600.0 * max(0, hours - 1)
+
+    def may_keep(self, case: Case, prefix: Prefix) -> bool:
+        """A prefix of a twin's share: only under its ticket, for half of `hold`."""
+        pool = next((pool for pool in self.pools.values() if pool.prefix.holds(prefix)), None)
+        if pool is None or pool.is_own(prefix):
+            return True
+        return prefix == case.want.prefix and self.ticket_age_s(case) <= self.config.hold_s / 2
+
+    # -- handlers: the agreement -----------------------------------------------------
+
+    def ended(self, case: Case) -> Outcome:
+        """The agreement's last day is over."""
+        if case.now.wall < case.peer.agreement.until:
+            return None
+        return refusal(case, Reason.ENDED, 86400, "the agreement is over")
+
+    def revoked(self, case: Case) -> Outcome:
+        """The operator took back what the slot names."""
+        if case.want.prefix not in self.revoked_from(case.peer):
+            return None
+        return refusal(case, Reason.REVOKED, 60, "revoked by the operator")
+
+    def admitted(self, case: Case) -> Outcome:
+        """Something new: is there any pool, a disk to write on, and room in the agreement?"""
+        agreement, version = case.peer.agreement, case.want.prefix.version
+        if case.has is not None:
+            return None
+        if not (self.site or self.pools_of(agreement, version) or version in [pin.version for pin in agreement.pins]):
+            waits = self.unsettled.intersection(agreement.pools)
+            return refusal(case, Reason.RECOVERING, 10, "waits for its own grantor") if waits else \
+                refusal(case, Reason.NO_POOL, 3600, f"no pool of IPv{version}")
         if self.disk_full:
-            return self.refusal(case, Reason.DISK, RETRY_DISK_S, "cannot write the lease file")
-        if self.others(case) >= agreement.limit and self.victim(case) is None:
-            return self.refusal(case, Reason.LIMIT, 3600, f"`limit` is {agreement.limit} of IPv{want.version}")
+            return refusal(case, Reason.DISK, RETRY_DISK_S, "cannot write the lease file")
+        if len(case.others) >= agreement.limit and self.victim(case) is None:
+            return refusal(case, Reason.LIMIT, 3600, f"`limit` is {agreement.limit} of IPv{version}")
         return None
 
-    def pinned(self, case: Case) -> Lease | Refusal | None:
+    def sized(self, case: Case) -> Outcome:
+        """Something new: is it within the agreement's total size?"""
+        want = case.want.prefix
+        total = next((whole.size for whole in case.peer.agreement.total if whole.version == want.version), None)
+        others = sum(lease.prefix.size for lease in case.others)
+        if case.has is not None or total is None or others + want.size <= total:
+            return None
+        return refusal(case, Reason.LIMIT, 3600, "more than `total`")
+
+    def rated(self, case: Case) -> Outcome:
+        """Something new: so many at once, and so many in a time."""
+        if case.has is not None:
+            return None
+        wait_s, own = wait_for(case.peer.agreement.rate, case.peer.full_at, case.now), True
+        if self.config.rate is not None:
+            all_s = wait_for(self.config.rate, self.full_at, case.now)
+            wait_s, own = (all_s, False) if all_s > wait_s else (wait_s, own)
+        if wait_s <= 0:
+            return None
+        return refusal(case, Reason.RATE, wait_s + 1, f"too many new leases{'' if own else ' of all grantees'}")
+
+    def victim(self, case: Case) -> Lease | None:
+        """At the limit, the unnamed slot that was unrenewed for longest goes first."""
+        named = {want.slot for want in case.ask.wants}
+        return min((lease for lease in case.others if lease.slot not in named), key=lambda lease: lease.heard,
+                   default=None)
+
+    # -- handlers: pins --------------------------------------------------------------
+
+    def kept(self, case: Case) -> Outcome:
+        """What the slot has, if it is what it wants and still agreed."""
+        return case.has.prefix if case.has is not None else None
+
+    def pinned(self, case: Case) -> Outcome:
         """A pin of the length; or of any length, unless another slot asks for just that."""
         want = case.want.prefix
-        used = {lease.prefix for lease in case.peer.leases if lease.living}
+        used = {lease.prefix for lease in case.peer.leases if lease.state is not LeaseState.FORMER}
         pins = [pin for pin in case.peer.agreement.pins if pin.version == want.version and pin not in used]
         fitting = [pin for pin in pins if pin.shape == want.shape]
         fitting += [pin for pin in pins if not case.is_asked_for(pin)]
         for pin in fitting[:1]:
             if self.of_another(case.peer, pin):
-                return self.refusal(case, Reason.FULL, 600, "the pinned prefix is still leased to another")
-            return self.begin(case, pin)
+                return refusal(case, Reason.FULL, 600, "the pinned prefix is still leased to another")
+            return pin
         return None
 
-    def right_length(self, case: Case) -> Lease | Refusal | None:
+    # -- handlers: pools -------------------------------------------------------------
+
+    def right_length(self, case: Case) -> Outcome:
+        """The length is one that the pools and the agreement give."""
         agreement, want = case.peer.agreement, case.want.prefix
-        given = {length for pool in agreement.pools if pool.prefix.version == want.version
-                 for length in pool.give if not agreement.lengths or length in agreement.lengths}
+        pools = self.pools_of(agreement, want.version)
+        given = {length for pool in pools for length in pool.give
+                 if not agreement.lengths or length in agreement.lengths}
         if want.length in given:
             return None
-        return self.refusal(case, Reason.LENGTH, 3600, f"/{want.length} is not given (given: {lengths_shown(given)})")
+        if not pools:
+            return refusal(case, Reason.NO_POOL, 3600, f"no pool of IPv{want.version}, and no pin left")
+        return refusal(case, Reason.LENGTH, 3600, f"/{want.length} is not given (given: {lengths_shown(given)})")
 
-    def remembered(self, case: Case) -> Lease | Refusal | None:
+    def remembered(self, case: Case) -> Outcome:
         """What the slot had before it was released, expired or deprecated."""
         for lease in case.peer.leases:
-            if (lease.state is not LeaseState.ACTIVE and lease.slot == case.want.slot
-                    and lease.prefix.shape == case.want.prefix.shape
+            if (lease.state in (LeaseState.DEPRECATED, LeaseState.FORMER) and lease.slot == case.want.slot
+                    and lease.prefix.shape == case.want.prefix.shape and self.may_keep(case, lease.prefix)
                     and self.agreed(case.peer.agreement, lease.prefix)):
-                return self.begin(case, lease.prefix)
+                return lease.prefix
         return None
 
-    def claimed(self, case: Case) -> Lease | Refusal | None:
-        """A prefix under our own ticket: confirmed, though the lease file may know nothing of it."""
-        prefix, ticket = case.want.prefix, case.want.ticket
+    def claimed(self, case: Case) -> Outcome:
+        """A prefix under our own ticket, or a twin's: confirmed, though the lease file may know nothing of it."""
+        prefix = case.want.prefix
         pool = self.agreed_pool(case.peer.agreement, prefix)
-        if not prefix.first or pool is None or not is_leasable(prefix, pool.prefix) \
-                or not equal(self.ticket(case.peer.key, case.want.slot, prefix, ticket[:4]), ticket):
+        if not prefix.first or pool is None or not is_leasable(prefix, pool.prefix):
             return None
-        hours = int(case.now.wall // 3600) - int.from_bytes(ticket[:4], "big")
-        age_s = 3600 * max(0, hours - 1)                          # at least: the hour may have just begun
-        if age_s > pool.valid_s and self.recovering_until > case.now.boot:
+        age_s = self.ticket_age_s(case)
+        if age_s == inf or not self.may_keep(case, prefix) or \
+                (age_s > pool.valid_s and self.recovering_until > case.now.boot and pool.is_own(prefix)):
             return None                                           # a wish, not a claim
         keeper = self.former.get(prefix)
-        if self.is_free(prefix) or (keeper is not None and keeper.key in (b"", case.peer.key)):
-            return self.begin(case, prefix)
-        return None
+        mine = keeper is not None and keeper.key in (b"", case.peer.key)
+        return prefix if mine or self.stock.is_free(prefix) else None
 
-    def recovered(self, case: Case) -> Lease | Refusal | None:
+    def recovered(self, case: Case) -> Outcome:
+        """Not while what others hold is unknown."""
         left = self.recovering_until - case.now.boot
         if left <= 0:
             return None
-        return self.refusal(case, Reason.RECOVERING, min(left + 1, 600), f"recovering for another {seconds(left)} s")
+        return refusal(case, Reason.RECOVERING, min(left + 1, 600), f"recovering for another {seconds(left)} s")
 
-    def rated(self, case: Case) -> Lease | Refusal | None:
-        news = case.peer.news
-        wait_s = 60 - (case.now.boot - news[0]) if len(news) == NEW_A_MINUTE else 0.0
-        if wait_s <= 0:
-            return None
-        return self.refusal(case, Reason.RATE, wait_s, f"{NEW_A_MINUTE} new leases a minute")
+    def moved(self, case: Case) -> Outcome:
+        """Its pool has another prefix now: the same subnet bits, where they are free."""
+        agreement, want = case.peer.agreement, case.want
+        pools = self.pools_of(agreement, want.prefix.version)
+        for old in reversed(case.peer.leases):
+            if old.slot != want.slot or old.prefix.shape != want.prefix.shape or old.state is LeaseState.REVOKED \
+                    or any(pool.prefix.holds(old.prefix) for pool in pools):
+                continue
+            for pool in pools:
+                there = old.prefix._replace(first=pool.prefix.first | old.prefix.first & (pool.prefix.size - 1))
+                if pool.is_own(there) and is_leasable(there, pool.prefix) and self.agreed(agreement, there) \
+                        and self.stock.is_free(there):
+                    return there
+        return None
 
-    def drawn(self, case: Case) -> Lease | Refusal | None:
+    def drawn(self, case: Case) -> Outcome:
         """A random free prefix; one held back for somebody else only if nothing else is left."""
         agreement, want = case.peer.agreement, case.want.prefix
-        pools = [pool for pool in agreement.pools if pool.prefix.version == want.version and want.length in pool.give]
+        pools = [pool for pool in self.pools_of(agreement, want.version) if want.length in pool.give]
         for pool in pools:
             prefix = self.draw(pool, want.length)
             if prefix is not None:
-                return self.begin(case, prefix)
+                return prefix
         for pool in pools:
-            prefix = self.reclaim(pool, want.length)
+            prefix = self.reclaim(pool, want.length, agreement)
             if prefix is not None:
-                return self.begin(case, prefix)
-        soon = min((lease.valid_until for _, _, lease in self.timers[:1]), default=inf) - case.now.boot
-        return self.refusal(case, Reason.FULL, max(60, min(soon, 3600)), f"no /{want.length} is free")
+                return prefix
+        soon = self.next_end() - case.now.boot + 1
+        return refusal(case, Reason.FULL, max(60, min(soon, 3600)), f"no /{want.length} is free")
 
     def draw(self, pool: Pool, length: int) -> Prefix | None:
-        space = self.spaces[self.config.pools.index(pool)]
-        for _ in range(8):
+        """What is no lease, but free, must not stand before the others."""
+        space, barred = self.stock.spaces[pool.name], list[Prefix]()
+        prefix = space.draw(length, pool.give[0], self.rand)
+        while prefix is not None and not is_leasable(prefix, pool.prefix):
+            barred.append(prefix)
+            space.take(prefix)
             prefix = space.draw(length, pool.give[0], self.rand)
-            if prefix is None or is_leasable(prefix, pool.prefix):
-                return prefix
+        for address_ in barred:
+            space.free(address_)
+        return prefix
+
+    def reclaim(self, pool: Pool, length: int, agreement: Agreement) -> Prefix | None:
+        """What is held back and nothing else, the oldest first.  Of a share nothing: a twin may have renewed it."""
+        space, seen = self.stock.spaces[pool.name], set[Prefix]()
+        for held_back in self.former if pool.share == (1, 1) else ():
+            block = held_back.network(min(length, held_back.length))
+            if block in seen or not pool.prefix.holds(block) or any(
+                    leaf not in self.former for leaf in space.leaves(space.within(block))):
+                seen.add(block)
+                continue
+            seen.add(block)
+            step = SIZES[block.version][length]
+            for first in range(block.first, block.first + block.size, step)[:4]:
+                prefix = Prefix(block.version, first, length)     # the first may be no lease, or pinned
+                if is_leasable(prefix, pool.prefix) and self.agreed(agreement, prefix):
+                    return prefix
         return None
 
-    def reclaim(self, pool: Pool, length: int) -> Prefix | None:
-        """Take held-back prefixes out, oldest first, until one is free; put the others back."""
-        out: list[Lease] = []
-        found = None
-        for lease in list(self.former.values()):
-            if pool.prefix.holds(lease.prefix):
-                out.append(lease)
-                self.free(lease.prefix)
-                found = self.draw(pool, length)
-                if found is not None:
-                    break
-        for lease in out:
-            if found is not None and lease.prefix.overlaps(found):
-                self.forget(lease)
-            else:
-                self.take(lease.prefix)
-        return found
+    def next_end(self) -> float:
+        """When the next lease is over: the first timer, once it is not early."""
+        while self.timers and not self.timers[0][0] == self.timers[0][2].due == self.timers[0][2].valid_until:
+            due, _, lease = heapq.heappop(self.timers)
+            if due == lease.due:
+                lease.due = inf
+                self.watch(lease)
+        return self.timers[0][0] if self.timers else inf
 
-    CHAIN: ClassVar[tuple[Callable[[Grantor, Case], Lease | Refusal | None], ...]] = (
-        kept, admitted, rated, pinned, right_length, remembered, claimed, recovered, drawn)
+    def watch(self, lease: Lease) -> None:
+        """At most one timer a lease is live: a later end is noticed when the timer fires."""
+        if lease.valid_until < lease.due and lease.valid_until != inf:
+            lease.due = lease.valid_until
+            self.timer_count += 1
+            heapq.heappush(self.timers, (lease.due, self.timer_count, lease))
 
-    def decide(self, case: Case) -> Lease | Refusal:
-        for handler in self.CHAIN:
+    # -- the chain -------------------------------------------------------------------
+
+    STAGES: ClassVar[Mapping[str, tuple[Callable[[Decider, Case], Outcome], ...]]] = {
+        "agreement": (ended, revoked, admitted, sized, rated),
+        "pins":      (kept, pinned),
+        "pools":     (right_length, remembered, claimed, recovered, moved, drawn),
+    }
+
+    def case(self, peer: Peer, want: Want, ask: Ask, now: Now) -> Case:
+        """With what the slot has, if that is what it wants and still agreed."""
+        case, pins = Case(peer, want, ask, now), peer.agreement.pins
+        for lease in peer.leases:
+            prefix = lease.prefix
+            if lease.state is not LeaseState.ACTIVE or lease.slot != want.slot:
+                continue
+            fits = prefix.shape == want.prefix.shape or (
+                prefix in pins and prefix.version == want.prefix.version and not case.is_asked_for(prefix))
+            if fits and self.may_keep(case, prefix) and self.stays(peer, lease):
+                return case._replace(has=lease)
+        return case
+
+    def handlers(self) -> Iterator[tuple[str, str]]:
+        """(name, what it asks), in their order, with the site's."""
+        for stage, handlers in self.STAGES.items():
+            instead = f"instead_of_{stage}"
+            built = [(handler.__name__, (handler.__doc__ or "").strip().rstrip(".")) for handler in handlers]
+            middle = [(instead, "")] if instead in self.site else built
+            names = [(f"before_{stage}", ""), *middle, (f"after_{stage}", "")]
+            yield from ((name, meaning or "the site's own") for name, meaning in names if meaning or name in self.site)
+
+    def decide(self, case: Case) -> Verdict:
+        verdict = None
+        for stage, handlers in self.STAGES.items():
+            verdict = self.stage(stage, handlers, case) if self.site else self.builtin(handlers, case)
+            if verdict is not None:
+                return verdict
+        return Verdict("nobody", refusal(case, Reason.NO_POOL, 3600, "no handler has anything"))
+
+    def builtin(self, handlers: Iterable[Callable[[Decider, Case], Outcome]], case: Case) -> Verdict | None:
+        for handler in handlers:
             outcome = handler(self, case)
             if outcome is not None:
-                return outcome
-        raise AssertionError("the last handler always decides")
+                return Verdict(handler.__name__, outcome)
+        return None
 
-    def refusal(self, case: Case, reason: Reason, again_s: float, text: str) -> Refusal:
-        self.out.append(Note(f"refused grantee={case.peer.agreement.name} slot={case.want.slot} "
-                             f"want=/{case.want.prefix.length} reason={reason.name} why=\"{text}\""))
-        return Refusal(case.want.slot, reason, max(1, seconds(again_s)), text[:MAX_TEXT])
+    def stage(self, stage: str, handlers: Iterable[Callable[[Decider, Case], Outcome]], case: Case) -> Verdict | None:
+        """With the site's own before, instead of, and after the built-in ones."""
+        verdict = self.ask_site(f"before_{stage}", case, None)
+        if verdict is None:
+            instead = f"instead_of_{stage}"
+            verdict = self.ask_site(instead, case, None) if instead in self.site else self.builtin(handlers, case)
+        return self.ask_site(f"after_{stage}", case, verdict) or verdict
 
-    # -- the agreement's number ------------------------------------------------------
+    def ask_site(self, name: str, case: Case, verdict: Verdict | None) -> Verdict | None:
+        """What a site's handler decides; what is no decision is refused."""
+        handler = self.site.get(name)
+        if handler is None:
+            return None
+        try:
+            said = handler(self.asked(case), self.told_site(verdict))
+            outcome = self.trusted(case, said)
+        except SiteFailure as why:
+            outcome = refusal(case, Reason.SITE, 60, f"{name}: {why}")
+        return None if outcome is None else Verdict(name, outcome)
 
-    def others(self, case: Case) -> int:
-        return sum(lease.state is LeaseState.ACTIVE and lease.slot != case.want.slot
-                   and lease.prefix.version == case.want.prefix.version for lease in case.peer.leases)
+    def asked(self, case: Case) -> Asked:
+        now_has = next((str(lease.prefix) for lease in case.peer.leases
+                        if lease.state is LeaseState.ACTIVE and lease.slot == case.want.slot), "")
+        want = case.want.prefix
+        return Asked(case.peer.agreement.name, show_key(case.peer.key), case.want.slot, str(want), *want.shape,
+                     now_has, case.ask.hostname or "")
 
-    def victim(self, case: Case) -> Lease | None:
-        """At the limit, the unnamed slot that was unrenewed for longest goes first."""
-        named = {want.slot for want in case.ask.wants}
-        unnamed = [lease for lease in case.peer.leases
-                   if lease.state is LeaseState.ACTIVE and lease.slot not in named
-                   and lease.prefix.version == case.want.prefix.version]
-        return min(unnamed, key=lambda lease: lease.heard, default=None)
+    @staticmethod
+    def told_site(verdict: Verdict | None) -> str | Refuse | None:
+        outcome = verdict.outcome if verdict else None
+        if isinstance(outcome, Refusal):
+            return Refuse(outcome.text, outcome.again_s)
+        return str(outcome) if outcome else None
+
+    def trusted(self, case: Case, said: object) -> Outcome:
+        """A site's answer as an outcome: None, a prefix that nobody else has, or Refuse(text, again_s)."""
+        if said is None:
+            return None
+        if isinstance(said, Refuse):
+            return refusal(case, Reason.SITE, float(said.again_s), printable(str(said.text)))
+        try:
+            prefix = parse_prefix(str(said)) if isinstance(said, str | Prefix) else None
+        except ValueError as why:
+            raise SiteFailure(str(why)) from None
+        if prefix is None:
+            raise SiteFailure(f"returned {type(said).__name__}, not a prefix, a Refuse or None")
+        if prefix.version != case.want.prefix.version or any(never.overlaps(prefix) for never in NEVER):
+            raise SiteFailure(f"{prefix} is of another family, or nobody's to give")
+        if self.of_another(case.peer, prefix) or not self.stock.pins.clear_of_others(case.peer.key, prefix):
+            raise SiteFailure(f"{prefix} is leased to, or pinned for, another")
+        return prefix
+
+
+# ==== GRANTOR ======================================================== pure ====
+#
+# An ask becomes an answer, and a lease lives: begun, renewed, deprecated, ended, revoked.
+
+
+class Grantor(Decider):
+    """Answers asks, and remembers what it promised."""
+
+    def __init__(self, secret: bytes, config: Config, wanted: Wanted, rand: Rand) -> None:
+        super().__init__(secret, config, rand)
+        self.wanted = wanted
+        self.links = Links()
+        self.dead_timers = 0
+        self.epoch = 0
+        self.out: list[Effect] = []
+        self.shared = False
+        self.by: tuple[tuple[int, str], ...] = ()                 # slots of the last ask, and what decided them
+        self.restless: set[bytes] = set()                         # who is to be nudged
+        self.reviewing: Iterator[None] = iter(())
+        self.reviewed = True
+
+    # -- the configuration -----------------------------------------------------------
+
+    def configure(self, config: Config, pools: tuple[Pool, ...], unsettled: Iterable[str] = ()) -> None:
+        """`pools`: those that have a place.  The peers are looked at later, some at a time."""
+        self.config, self.agreements = config, config.agreements
+        self.unsettled = set(unsettled)
+        self.pools = {pool.name: pool for pool in pools}
+        self.shared = any(pool.share != (1, 1) for pool in pools)
+        self.stock.fit(pools, config.pins)
+        self.reviewing, self.reviewed = self.review(list(self.peers.values())), False
+
+    def review(self, peers: list[Peer]) -> Iterator[None]:
+        """Each known peer under the new configuration; those who hold what is no longer agreed are to be nudged."""
+        for peer in peers:
+            self.refresh(peer)
+            peer.seen = ()
+            if peer.key in self.agreements and any(
+                    lease.state is LeaseState.ACTIVE and not self.stays(peer, lease) for lease in peer.leases):
+                self.restless.add(peer.key)
+            yield
+
+    def refresh(self, peer: Peer) -> None:
+        """Its agreement as it is now."""
+        before, peer.agreement = peer.agreement, self.agreements.get(peer.key, peer.agreement)
+        if before is not peer.agreement and before.route != peer.agreement.route != "auto":
+            for lease in peer.living():
+                lease.reach, lease.why = self.configured(peer.agreement.route, lease.prefix.version)
+                self.route(lease)
+
+    def go_on(self) -> None:
+        """With the review, for a while."""
+        self.reviewed = sum(1 for _ in islice(self.reviewing, AT_ONCE)) < AT_ONCE
 
     # -- a lease's life --------------------------------------------------------------
 
-    def begin(self, case: Case, prefix: Prefix) -> Lease:
+    def begin(self, case: Case, prefix: Prefix, by: str) -> Lease:
         """A new lease, or an old one come back; `renew` gives it its lifetime."""
         peer, slot, now = case.peer, case.want.slot, case.now
-        if self.others(case) >= peer.agreement.limit:
+        if len(case.others) >= peer.agreement.limit:
             victim = self.victim(case)
             if victim is not None:
                 self.end(victim, now)
-        keeper = self.former.get(prefix)
-        if keeper is not None:
+        for keeper in [other for other in self.stock.overlapping(prefix) if other.state is LeaseState.FORMER]:
             self.forget(keeper)
-        same = [lease for lease in peer.leases if lease.prefix == prefix]
+        same = [lease for lease in peer.leases if lease.prefix == prefix and lease.state is not LeaseState.REVOKED]
         promised = any(lease.living for lease in same)
+        since = next((lease.since for lease in same if lease.living), int(max(0.0, now.wall)))
         for lease in same:
             self.forget(lease)
         self.supersede(case)
-        self.take(prefix)
-        peer.news = (*peer.news, now.boot)[-NEW_A_MINUTE:]
-        lease = Lease(peer.key, slot, prefix, LeaseState.ACTIVE, 0.0, now.boot, promised=promised)
+        peer.full_at = max(peer.full_at, now.boot) + peer.agreement.rate.each_s
+        if self.config.rate is not None:
+            self.full_at = max(self.full_at, now.boot) + self.config.rate.each_s
+        lease = Lease(peer.key, slot, prefix, LeaseState.ACTIVE, 0.0, now.boot, promised=promised, since=since, by=by)
         peer.leases.append(lease)
-        self.tell("granted", lease)
+        self.stock.add(lease)
+        self.tell("granted", lease, now)
         return lease
 
-    def tell(self, event: str, lease: Lease) -> None:
+    def tell(self, event: str, lease: Lease, now: Now) -> None:
         name = self.peers[lease.key].agreement.name
         self.out.append(Note(f"{event} grantee={name} slot={lease.slot} prefix={lease.prefix}"))
+        if self.config.accounting and event in ACCOUNTED:
+            self.out.append(Account(lease.id, {
+                "time": int(now.wall), "event": ACCOUNTED[event], "grantee": name, "key": show_key(lease.key),
+                "slot": lease.slot, "prefix": str(lease.prefix), "begun": lease.since}))
 
     def supersede(self, case: Case) -> None:
         """What the slot had until now counts down, and is told until its end."""
@@ -2402,65 +3321,97 @@ class Grantor:
             self.end(lease, case.now)
 
     def deprecate(self, lease: Lease, now: Now) -> None:
-        lease.state = LeaseState.DEPRECATED
+        self.stock.turn(lease, LeaseState.DEPRECATED)
         if lease.valid_until == inf:
             lease.valid_until = now.boot + LINGER_S
             self.watch(lease)
         self.save(lease, now)
-        self.tell("deprecated", lease)
+        self.tell("deprecated", lease, now)
 
     def renew(self, peer: Peer, lease: Lease, reach: tuple[Reach | None, str], now: Now) -> None:
         """The full lifetime again.  Written only if more than the time left has changed."""
-        pool = self.terms(peer, lease)
-        valid_s = pool.valid_s if pool else lease.valid_s
-        if (lease.valid_s, lease.reach, lease.epoch) != (valid_s, reach[0], self.epoch):
-            lease.valid_s, lease.reach, lease.epoch = valid_s, reach[0], self.epoch
+        pool = self.terms(peer.agreement, lease.prefix)
+        full_s = pool.valid_s if pool else lease.valid_s or LINGER_S
+        valid_s = self.valid_s(peer.agreement, pool, now) if pool else full_s
+        if (lease.valid_s, lease.reach, lease.epoch) != (full_s, reach[0], self.epoch):
+            lease.valid_s, lease.reach, lease.epoch = full_s, reach[0], self.epoch
             lease.valid_until = now.boot + valid_s
             self.save(lease, now)
             self.route(lease)
         lease.valid_until, lease.heard, lease.why, lease.promised = now.boot + valid_s, now.boot, reach[1], True
         self.watch(lease)
 
-    def end(self, lease: Lease, now: Now) -> None:
+    def end(self, lease: Lease, now: Now, released: bool = False, keep: bool = False) -> None:
         """Over, but held back for who had it, unless it had been replaced."""
-        replaced = lease.state is LeaseState.DEPRECATED
-        lease.state, lease.valid_until = LeaseState.FORMER, now.boot + self.hold_s
+        replaced = lease.state is LeaseState.DEPRECATED and not keep
+        self.stock.turn(lease, LeaseState.FORMER)
+        lease.valid_until = now.boot + self.config.hold_s
         self.route(lease)
-        self.tell("ended", lease)
+        self.tell("ended", lease, now)
         peer = self.peers[lease.key]
-        if replaced or not self.agreed(peer.agreement, lease.prefix):
+        if replaced or not (keep or self.agreed(peer.agreement, lease.prefix)):
             self.forget(lease)
             return
         self.former[lease.prefix] = lease
         self.save(lease, now)
         self.watch(lease)
-        former = [other for other in peer.leases if not other.living]
-        if len(former) > MAX_FORMER:
+        former = [other for other in peer.leases if other.state is LeaseState.FORMER]
+        if len(former) > MAX_FORMER and (released or not self.shared):   # what expired may live on at a twin
             self.forget(min(former, key=lambda other: other.valid_until))
+
+    def revoke(self, peer: Peer, slot: int | None, now: Now) -> list[Effect]:
+        """The operator takes leases back: not routed from now on, and nobody's for `hold`."""
+        self.out = []
+        for lease in peer.living():
+            if slot in (None, lease.slot):
+                self.stock.turn(lease, LeaseState.REVOKED)
+                lease.valid_until = now.boot + self.config.hold_s
+                self.route(lease)
+                self.save(lease, now)
+                self.watch(lease)
+                self.tell("revoked", lease, now)
+                self.restless.add(peer.key)
+        return self.out
+
+    def forgive(self, peer: Peer, slot: int | None, now: Now) -> list[Effect]:
+        """What was revoked is only held back again, for who had it."""
+        self.out = []
+        for lease in peer.leases:
+            if lease.state is LeaseState.REVOKED and slot in (None, lease.slot):
+                self.stock.turn(lease, LeaseState.FORMER)
+                self.former[lease.prefix] = lease
+                self.save(lease, now)
+                self.restless.add(peer.key)
+        return self.out
+
+    def bound(self, prefix: Prefix, until: float, now: Now) -> None:
+        """What was given of this prefix ends with it."""
+        for lease in [lease for lease in self.stock.overlapping(prefix) if lease.living and prefix.holds(lease.prefix)]:
+            lease.valid_until = min(lease.valid_until, until)
+            if until <= now.boot:
+                self.end(lease, now, keep=True)
+                self.restless.add(lease.key)
+            else:
+                self.watch(lease)
 
     def forget(self, lease: Lease) -> None:
         self.former.pop(lease.prefix, None)
         self.peers[lease.key].leases.remove(lease)
         self.dead_timers += lease.due != inf
+        self.stock.remove(lease)
         lease.state, lease.due = LeaseState.FORMER, inf
         if self.dead_timers > 1000 and self.dead_timers > len(self.timers) / 2:
             self.timers = [row for row in self.timers if row[0] == row[2].due]
             heapq.heapify(self.timers)
             self.dead_timers = 0
         self.route(lease)
-        self.free(lease.prefix)
         self.out.append(Save(lease.id, None))
-
-    def watch(self, lease: Lease) -> None:
-        """At most one timer a lease is live: a later end is noticed when the timer fires."""
-        if lease.valid_until < lease.due and lease.valid_until != inf:
-            lease.due = lease.valid_until
-            self.timer_count += 1
-            heapq.heappush(self.timers, (lease.due, self.timer_count, lease))
 
     def save(self, lease: Lease, now: Now) -> None:
         record = lease.record(now)
         self.out.append(Save(key_of(record), record, promise=not lease.promised))
+
+    # -- routes ----------------------------------------------------------------------
 
     def route(self, lease: Lease) -> None:
         if lease.living and lease.reach is not None:
@@ -2495,7 +3446,7 @@ class Grantor:
 
     def heard(self, peer: Peer, ask: Ask, path: Path, now: Now) -> tuple[Answer, list[Effect]]:
         """The answer to a fresh ask, and what has to be done before it is sent."""
-        self.out = []
+        self.out, self.by = [], ()
         slots = [want.slot for want in ask.wants] + list(ask.releases)
         if ask.unknown:
             answer = self.plain(ask, Status.UNSUPPORTED, unsupported=ask.unknown)
@@ -2532,17 +3483,51 @@ class Grantor:
 
     def granted(self, peer: Peer, ask: Ask, path: Path, now: Now) -> Answer:
         for lease in [lease for lease in peer.leases if lease.living and lease.slot in ask.releases]:
-            self.end(lease, now)
-        outcomes = [self.decide(Case(peer, want, ask, now)) for want in ask.wants]
-        leases = [outcome for outcome in outcomes if isinstance(outcome, Lease)]
-        refusals = tuple(outcome for outcome in outcomes if isinstance(outcome, Refusal))
+            self.end(lease, now, released=True)
+        leases, refusals = self.decide_all(peer, ask, now)
         for lease in peer.leases:
-            if lease.state is LeaseState.ACTIVE and lease not in leases \
-                    and not self.agreed(peer.agreement, lease.prefix):
+            if lease.state is LeaseState.ACTIVE and lease not in leases and not self.may_stay(peer, lease):
                 self.deprecate(lease, now)
         self.renew_all(peer, leases, ask, path, now)
         leases += [lease for lease in peer.leases if lease.state is LeaseState.DEPRECATED]
         return self.answer(peer, ask, leases, refusals, now)
+
+    def decide_all(self, peer: Peer, ask: Ask, now: Now) -> tuple[list[Lease], tuple[Refusal, ...]]:
+        """Slot by slot: what one gets is taken before the next is decided."""
+        leases: list[Lease] = []
+        refusals: list[Refusal] = []
+        by: list[tuple[int, str]] = []
+        for want in ask.wants:
+            case = self.case(peer, want, ask, now)
+            verdict = self.decide(case)
+            by.append((want.slot, verdict.by))
+            if isinstance(verdict.outcome, Refusal):
+                refusals.append(verdict.outcome)
+                reason, text = reason_name(verdict.outcome.reason), verdict.outcome.text
+                self.out.append(Note(f"refused grantee={peer.agreement.name} slot={want.slot} "
+                                     f"want=/{want.prefix.length} reason={reason} why=\"{text}\""))
+            else:
+                leases.append(self.settled(case, verdict.outcome, verdict.by))
+        self.by = tuple(by)
+        return leases, tuple(refusals)
+
+    def settled(self, case: Case, prefix: Prefix, by: str) -> Lease:
+        """The lease of this slot with this prefix: it goes on, or begins."""
+        for lease in case.peer.leases:
+            if lease.state is LeaseState.ACTIVE and lease.slot == case.want.slot and lease.prefix == prefix:
+                break
+        else:
+            lease = self.begin(case, prefix, by)
+        if self.shared:
+            pool = self.terms(case.peer.agreement, prefix)
+            foreign = pool is not None and pool.prefix.holds(prefix) and not pool.is_own(prefix)
+            lease.ticket = case.want.ticket if foreign else b""
+        return lease
+
+    def may_stay(self, peer: Peer, lease: Lease) -> bool:
+        """Of a slot that the ask does not name."""
+        return self.agreed(peer.agreement, lease.prefix) or bool(self.unsettled.intersection(peer.agreement.pools)) \
+            or (bool(self.site) and lease.by in ("", *self.site))
 
     def renew_all(self, peer: Peer, leases: Iterable[Lease], ask: Ask, path: Path, now: Now) -> None:
         seen = (path.host, path.info, ask.source, self.links)
@@ -2564,22 +3549,71 @@ class Grantor:
         times = (inf, inf)
         hour = int(max(0.0, now.wall) // 3600).to_bytes(4, "big")
         for lease in leases:
-            pool = self.terms(peer, lease)
+            pool = self.terms(peer.agreement, lease.prefix)
             left_s = lease.valid_until - now.boot
             current = lease.state is LeaseState.ACTIVE
+            preferred_s = 0.0
             if pool is not None and current:
-                times = (min(times[0], pool.renew_s), min(times[1], pool.rebind_s))
+                times_s, preferred_s = self.times(pool, left_s, now)
+                times = (min(times[0], times_s[0]), min(times[1], times_s[1]))
                 options.update(pool.options)
-            preferred_s = min(pool.preferred_s, left_s) if pool and current else 0.0
             grants.append(Grant(lease.slot, lease.prefix, current, seconds(preferred_s), seconds(left_s),
-                                self.ticket(peer.key, lease.slot, lease.prefix, hour)))
+                                self.ticket_of(lease, hour)))
+        grants += self.told_over(peer, ask, {lease.prefix for lease in leases})
+        if "after_options" in self.site or "before_options" in self.site or "instead_of_options" in self.site:
+            options = self.site_options(peer, ask, options)
         return self.plain(ask, Status.OK, grants=tuple(grants), refusals=refusals,
                           times=(seconds(times[0]), seconds(times[1])) if grants else None, **options)
 
-    def ticket(self, key: bytes, slot: int, prefix: Prefix, hour: bytes) -> bytes:
-        """Proof that we gave this prefix to this grantee for this slot, in that hour."""
-        shape = bytes((slot, prefix.version, prefix.length))
-        return hour + mac(self.ticket_key, hour + key + shape + prefix.packed)
+    @staticmethod
+    def times(pool: Pool, left_s: float, now: Now) -> tuple[tuple[float, float], float]:
+        """(T1, T2) and preferred lifetime of a lease that has this time left: in the pool's proportions."""
+        if left_s > pool.valid_s - 1.0 and pool.prefers == inf:
+            return (pool.renew_s, pool.rebind_s), min(pool.preferred_s, left_s)
+        part_s = pool.preferred_s * left_s / pool.valid_s if pool.valid_s < inf else left_s / 2
+        preferred_s = max(0.0, min(part_s, pool.prefers - now.boot))
+        times_s = min(pool.renew_s, max(1.0, preferred_s / 2)), min(pool.rebind_s, max(1.0, preferred_s * 0.8))
+        return times_s, preferred_s
+
+    def ticket_of(self, lease: Lease, hour: bytes) -> bytes:
+        """A twin's is passed on; for what is a twin's, we never issue one that is good."""
+        if lease.ticket:
+            return lease.ticket
+        if self.shared:
+            pool = next((pool for pool in self.pools.values() if pool.prefix.holds(lease.prefix)), None)
+            hour = hour if pool is None or pool.is_own(lease.prefix) else bytes(4)
+        return self.ticket(lease.key, lease.slot, lease.prefix, hour)
+
+    @staticmethod
+    def told_over(peer: Peer, ask: Ask, told: set[Prefix]) -> list[Grant]:
+        """What the ask names and is over: with no time left, so that it goes at once."""
+        over = {lease.prefix for lease in peer.leases if not lease.living} - told
+        return [Grant(want.slot, want.prefix, False, 0, 0, bytes(TICKET_LEN)) for want in ask.wants
+                if want.prefix in over]
+
+    def site_options(self, peer: Peer, ask: Ask, options: dict[str, Any]) -> dict[str, Any]:
+        """What the site says of the options; what it says wrongly is left out, and logged."""
+        want = ask.wants[0] if ask.wants else Want(0, NOWHERE)
+        asked = self.asked(Case(peer, want, ask, Now(0.0, 0.0)))
+        built, options = options, {}
+        for name in ("before_options", "instead_of_options", "after_options"):
+            if name == "after_options" and "instead_of_options" not in self.site:
+                options = {**options, **built}
+            try:
+                said = self.site[name](asked, options_shown(options)) if name in self.site else {}
+                options |= trusted_options(said or {})
+            except SiteFailure as why:
+                self.out.append(Note(f"handler failed handler={name} grantee={peer.agreement.name} why=\"{why}\""))
+        return options
+
+    def tell_site(self, peer: Peer, answer: dict[str, Any]) -> None:
+        """The site's looking glass: whatever it says, the answer is decided."""
+        asked = self.asked(Case(peer, Want(0, NOWHERE), Ask(stamp=0, run=b"", wants=()), Now(0.0, 0.0)))
+        for name in ("before_looking_glass", "instead_of_looking_glass", "after_looking_glass"):
+            try:
+                self.site[name](asked, answer) if name in self.site else None
+            except SiteFailure:
+                continue                                          # is logged where it was caught
 
     def peer_of(self, key: bytes) -> Peer | None:
         """None: a stranger."""
@@ -2589,6 +3623,8 @@ class Grantor:
             return None
         if peer is None:
             peer = self.peers[key] = Peer(key, agreement)
+        elif peer.agreement is not agreement:
+            self.refresh(peer)
         return peer
 
     # -- time, and what went wrong ---------------------------------------------------
@@ -2603,7 +3639,9 @@ class Grantor:
         if 0 < self.recovering_until <= now.boot:
             self.recovering_until = -inf
             self.out += [Save(("recovering",), None), Note("recovered")]
-        while self.timers and self.timers[0][0] <= now.boot:
+        for _ in range(AT_ONCE):
+            if not self.timers or self.timers[0][0] > now.boot:
+                break
             due, _, lease = heapq.heappop(self.timers)
             if due != lease.due:
                 continue                                          # forgotten, or watched anew
@@ -2627,12 +3665,6 @@ class Grantor:
             for lease in [lease for lease in peer.leases if lease.living and lease.id in lost]:
                 self.forget(lease)
 
-    def reconfigured(self, config: Config) -> list[Peer]:
-        """Who holds what is no longer agreed, and should be nudged."""
-        self.configure(config)
-        return [peer for peer in self.peers.values() if peer.key in self.agreements
-                and any(lease.state is LeaseState.ACTIVE and not self.stays(peer, lease) for lease in peer.leases)]
-
     def restore(self, leases: list[Lease], now: Now) -> list[Key]:
         """From the lease file, where `valid_until` is the time left.  Of two that overlap the newer one is true."""
         kept: list[Lease] = []
@@ -2649,12 +3681,14 @@ class Grantor:
             if peer is None:
                 peer = self.peers[lease.key] = Peer(lease.key, self.agreements.get(lease.key, NOBODY))
             peer.leases.append(lease)
+            self.stock.leased[lease.prefix] = lease
+            self.stock.lengths[lease.prefix.shape] += 1
             self.watch(lease)
-            if not lease.living:
+            if lease.state is LeaseState.FORMER:
                 self.former[lease.prefix] = lease
-            elif lease.reach is not None:
+            elif lease.living and lease.reach is not None:
                 self.route(lease)
-        self.rebuild()
+        self.stock.rebuild()
         return over
 
 
@@ -2678,6 +3712,7 @@ class Held:
     prefers_until: float
     valid_until: float
     current: bool = True                 # False: deprecated, counts down
+    provisional: bool = False            # of another boot, and not confirmed since
     saved_until: float = -inf            # as the lease file has it
     lans: tuple[Lan, ...] = ()           # the interfaces that get a subnet of it
 
@@ -2703,7 +3738,7 @@ def held_of(record: Record, boot: str, now: Now) -> Held | None:
     if len(ticket) != TICKET_LEN:
         raise ValueError("no ticket")
     return Held(whole(0, 255)(str(record["slot"])), parse_prefix(record["prefix"]), ticket, prefers, ends,
-                bool(record["current"]))
+                bool(record["current"]), provisional=record["boot"] != boot)
 
 
 def slot_name(lines: tuple[Line, ...], n: int) -> str:
@@ -2773,15 +3808,6 @@ ASK: Final = Retry(1.0, 120.0)           # in every state
 REFUSED: Final = Retry(60.0, 3600.0)     # a refusal without a time
 SILENT_S: Final = 16.0                   # when the next patience is this long, a person is told
 LOOKUP_S: Final = (10.0, 60.0)           # between two look-ups of a name: without an address yet, and with one
-
-
-def reason_name(reason: int) -> str:
-    """0: not the grantor's refusal but our own."""
-    return Reason(reason).name if reason in Reason._value2member_map_ else f"REASON_{reason}" if reason else "UNTRUSTED"
-
-
-def status_name(status: int) -> str:
-    return Status(status).name if status in Status._value2member_map_ else f"STATUS_{status}"
 
 
 class Grantee:
@@ -2948,7 +3974,7 @@ class Grantee:
         if have is None:
             have = Held(grant.slot, grant.prefix, grant.ticket, 0.0, 0.0, lans=self.lans()[grant.slot])
             self.held.append(have)
-        have.ticket, have.current = grant.ticket, True
+        have.ticket, have.current, have.provisional = grant.ticket, True, False
         have.prefers_until, have.valid_until = sent_at + span(grant.preferred_s), valid_until
         self.again.pop(grant.slot, None)
         self.refused.pop(grant.slot, None)
@@ -3019,6 +4045,23 @@ class Grantee:
             self.releases |= removed
             self.timer = now.boot
         return [*effects, *notes, Install(), Hook(self.contact.name, "lost")]
+
+    def to_lend(self, slot: int | None, give: Iterable[int]) -> Held | None:
+        """The lease out of which a pool gives prefixes of these lengths: confirmed, and current."""
+        fitting = [held for held in self.held if held.current and not held.provisional and slot in (None, held.slot)
+                   and any(held.prefix.length < length <= WIDTH[held.prefix.version] for length in give)]
+        return min(fitting, key=lambda held: (-held.prefix.version, held.slot), default=None)
+
+    @property
+    def unsettled(self) -> bool:
+        """Nothing has been heard since the start."""
+        return self.answers == 0 and self.state is not State.RELEASED
+
+    def own_subnets(self, held: Held) -> list[Prefix]:
+        """What this node itself uses of a lease."""
+        found = [lan_address(held.prefix, number, self.contact.suffix) for _, number in lan_numbers(held.lans)]
+        return [own.network(64 if own.version == 6 and held.prefix.length <= 64 else held.prefix.length)
+                for own in found if own is not None]
 
     def settle(self, now: Now, event: str) -> list[Effect]:
         """After a change: what has to be written, installed and told."""
@@ -3361,9 +4404,8 @@ def without_least(answer: Answer) -> Answer:
     return replace(answer, times=None, why=None)
 
 
-def fitted(answer: Answer, room: int, overhead: int) -> bytes:
-    """The answer, padded to `room`; what does not fit is left out, options first, and `need` says so."""
-    plain = encode(answer)
+def fitted(answer: Answer, plain: bytes, room: int, overhead: int) -> bytes:
+    """The answer (plain: encoded), padded to `room`; what does not fit is left out, and `need` says so."""
     if len(plain) <= room:
         return padded(plain, room)
     need = len(plain) + overhead
@@ -3386,6 +4428,12 @@ def expect(cls: type[T], message: Message) -> T:
     if not isinstance(message, cls):
         raise Drop("message of the other role")
     return message
+
+
+def ula_of(secret: bytes, pool: str) -> Prefix:
+    """A /48 of RFC 4193.  Drawn from our key, so it is kept as long as that is, and twins have the same."""
+    drawn = digest(b"ddpd ula" + secret + pool.encode())[:5]
+    return Prefix(6, 0xFD << 120 | int.from_bytes(drawn, "big") << 80, 48)
 
 
 def made_record(thing: Thing) -> Record:
@@ -3448,7 +4496,10 @@ class Node:
         self.nudges: list[tuple[float, bytes]] = []
         self.numbered: list[Effect] = []                          # slots to be written down at the start
         self.outdated: list[Key] = []                             # in the lease file, and no longer true
+        self.secret = secret
+        self.lent: set[Prefix] = set()                            # what pools have had of the grantors above
         self.add_grantees(config)
+        self.settle_pools(Now(0.0, 0.0), anew=True)
 
     def add_grantees(self, config: Config) -> None:
         for index, contact in enumerate(config.contacts):
@@ -3457,6 +4508,78 @@ class Node:
                 self.initiators[contact.name] = Initiator(self.s, contact.key, self.rand)
             grantee = self.grantees[contact.name]
             grantee.contact, grantee.table = contact, config.mark * 100 + 1 + index
+
+    # -- pools that move -------------------------------------------------------------
+
+    def place_of(self, pool: Pool) -> Pool | None:
+        """Where a pool is now; None if nowhere.  ValueError if it does not fit there."""
+        follows = pool.follows
+        if follows is None:
+            return pool
+        if follows.kind == "ula":
+            return placed(pool, ula_of(self.secret, pool.name))
+        if follows.kind == "interface":
+            known = self.grantor.pools.get(pool.name, pool).prefix
+            prefix = self.links.prefix_on(follows.name, known)
+            own = (Prefix(6, at.first, 128) for _, at in self.links.addresses if prefix and prefix.holds(at))
+            return placed(pool, prefix, sorted(set(own))) if prefix else None
+        grantee = self.grantees[follows.name]
+        held = grantee.to_lend(follows.slot, pool.give)
+        if held is None:
+            return None
+        self.lent.add(held.prefix)
+        return replace(placed(pool, held.prefix, grantee.own_subnets(held)), ends=held.valid_until,
+                       prefers=held.prefers_until)
+
+    def settle_pools(self, now: Now, anew: bool = False) -> list[Effect]:
+        """Give each pool its place.  `anew`: the configuration has changed too."""
+        pools: list[Pool] = []
+        effects: list[Effect] = []
+        for pool in self.config.pools:
+            try:
+                place = self.place_of(pool)
+            except ValueError as why:
+                place = None
+                effects.append(Note(f"pool={pool.name} follows=\"{pool.follows}\" has no place: {why}"))
+            if place is not None and any(place.prefix.overlaps(other.prefix) for other in pools):
+                effects.append(Note(f"pool={pool.name} prefix={place.prefix} has no place: overlaps another pool"))
+                place = None
+            pools += [place] if place is not None else []
+        above = {pool.name: pool.follows.name for pool in self.config.pools
+                 if pool.follows is not None and pool.follows.kind == "grantor"}
+        unsettled = {name for name, grantor in above.items() if self.grantees[grantor].unsettled}
+        unsettled -= {pool.name for pool in pools}
+        before = self.grantor.pools
+        effects += [Note(f"pool={pool.name} follows=\"{pool.follows}\" prefix={pool.prefix}") for pool in pools
+                    if pool.follows and (pool.name not in before or before[pool.name].prefix != pool.prefix)]
+        same = [replace(pool, ends=inf, prefers=inf) for pool in pools] == [
+            replace(pool, ends=inf, prefers=inf) for pool in before.values()]
+        if same and not anew and unsettled == self.grantor.unsettled:
+            self.grantor.pools = {pool.name: pool for pool in pools}
+            return self.bound_leases(now)
+        self.grantor.configure(self.config, tuple(pools), unsettled)
+        return [*effects, *self.bound_leases(now)]
+
+    def bound_leases(self, now: Now) -> list[Effect]:
+        """What was given of a prefix from above ends with it: at once, if that was revoked."""
+        self.grantor.out = []
+        held = {held.prefix: held for grantee in self.grantees.values() for held in grantee.held}
+        for prefix in sorted(self.lent):
+            if prefix not in held:
+                self.grantor.bound(prefix, now.boot, now)
+                self.lent.discard(prefix)
+            elif not held[prefix].current:
+                self.grantor.bound(prefix, held[prefix].valid_until, now)
+        return [*self.grantor.out, *([Install()] if self.wanted.changed else ())]
+
+    def follow(self, now: Now) -> list[Effect]:
+        """After what pools follow may have changed."""
+        return self.settle_pools(now) if any(pool.follows for pool in self.config.pools) else []
+
+    def linked(self, links: Links, now: Now) -> list[Effect]:
+        """The interfaces, or their addresses, are not what they were."""
+        self.links = self.grantor.links = links
+        return self.follow(now)
 
     # -- datagrams -------------------------------------------------------------------
 
@@ -3488,10 +4611,9 @@ class Node:
         else:
             answer, effects = self.grantor.heard(peer, ask, path, now)
             self.counters["sent_answer"] += 1
-        overhead = SHORTEST["answer"]
-        plain = fitted(answer, len(datagram) - overhead, overhead)
         stale = answer.status == Status.STALE
-        reply = self.responder.answer(datagram, handshake, plain)
+        fitting = self.looked_at(peer, plain, answer, datagram, now)
+        reply = self.responder.answer(datagram, handshake, fitting)
         session = Session(handshake, now.boot, peer).turned()
         self.responder.keep(session, stale)
         if not stale:
@@ -3512,9 +4634,20 @@ class Node:
         answer, effects = self.grantor.heard(peer, ask, path, now)
         peer.stamp, peer.path, peer.session, peer.nudged = max(peer.stamp, ask.stamp), path, session, 0
         self.counters["sent_sealed"] += 1
-        overhead = SHORTEST["sealed"]
-        effects.append(Send(session.seal(fitted(answer, len(datagram) - overhead, overhead)), path))
+        fitting = self.looked_at(peer, plain, answer, datagram, now)
+        effects.append(Send(session.seal(fitting), path))
         return effects
+
+    def looked_at(self, peer: Peer, asked: bytes, answer: Answer, datagram: bytes, now: Now) -> bytes:
+        """The answer to what this datagram asked, as it is sent; the looking glass has seen it."""
+        plain, overhead = encode(answer), SHORTEST["answer" if datagram[0] == KINDS["ask"][0] else "sealed"]
+        if answer.status != Status.STALE:
+            peer.glass = Glass(now, asked.rstrip(b"\0"), plain, self.grantor.by)
+            for refused in answer.refusals:
+                self.counters[f"refused {reason_name(refused.reason)}"] += 1
+            if self.grantor.site:
+                self.grantor.tell_site(peer, message_shown(plain))
+        return fitted(answer, plain, len(datagram) - overhead, overhead)
 
     def heard_answer(self, datagram: bytes, name: str, now: Now) -> list[Effect]:
         plain = self.initiators[name].open_answer(datagram, now)
@@ -3557,6 +4690,7 @@ class Node:
         grantee = self.grantees[name]
         effects = grantee.answered(ask, answer, sent_at, now, lambda prefix: self.taken(name, prefix))
         self.want_grantees()
+        effects += self.follow(now)
         more = answer.need is not None and self.initiators[name].size > room
         return [*effects, Call(name)] if more else effects        # what did not fit is worth a longer ask
 
@@ -3596,21 +4730,31 @@ class Node:
 
     @property
     def deadline(self) -> float:
+        if not self.grantor.reviewed or self.grantor.restless:
+            return -inf
         return min(self.grantor.deadline, self.nudges[0][0] if self.nudges else inf,
                    *(grantee.deadline for grantee in self.grantees.values()), inf)
 
     def woke(self, now: Now) -> list[Effect]:
         effects = self.grantor.woke(now) if self.grantor.deadline <= now.boot else []
-        effects += self.nudge(now)
-        for grantee in self.grantees.values():
-            if grantee.deadline <= now.boot:
-                effects += grantee.woke(now)
-                self.want_grantees()
-        return effects
+        due = [grantee for grantee in self.grantees.values() if grantee.deadline <= now.boot]
+        for grantee in due:
+            effects += grantee.woke(now)
+        if due:
+            self.want_grantees()
+            effects += self.follow(now)
+        if not self.grantor.reviewed:
+            self.grantor.go_on()
+            effects += [Install()] if self.wanted.changed else []
+        return effects + self.nudge(now)
 
     def nudge(self, now: Now) -> list[Effect]:
         """Once, then after 1 s, 2 s, ... until the peer asks; so many a second in all."""
         effects: list[Effect] = []
+        for key in self.grantor.restless:
+            self.grantor.peers[key].nudged = 1
+            heapq.heappush(self.nudges, (now.boot, key))
+        self.grantor.restless.clear()
         while self.nudges and self.nudges[0][0] <= now.boot and len(effects) < NUDGES_A_S // 10:
             _, key = heapq.heappop(self.nudges)
             peer = self.grantor.peers.get(key)
@@ -3634,7 +4778,13 @@ class Node:
         for grantee in [g for n, g in self.grantees.items() if name in ("", n)]:
             effects += grantee.step(event, now)
         self.want_grantees()
-        return effects
+        return effects + self.follow(now)
+
+    def revoke(self, peer: Peer, slot: int | None, now: Now) -> list[Effect]:
+        return [*self.grantor.revoke(peer, slot, now), Install(), *self.nudge(now)]
+
+    def forgive(self, peer: Peer, slot: int | None, now: Now) -> list[Effect]:
+        return [*self.grantor.forgive(peer, slot, now), *self.nudge(now)]
 
     def reconfigure(self, config: Config, now: Now) -> list[Effect]:
         """A new configuration, without losing a lease or a session."""
@@ -3645,9 +4795,6 @@ class Node:
             effects += [Save(held.id(self.grantees[name].contact.key), None) for held in self.grantees[name].held]
             del self.grantees[name], self.initiators[name]
         self.config, self.responder.load = config, config.load
-        for peer in self.grantor.reconfigured(config):
-            peer.nudged = 1
-            heapq.heappush(self.nudges, (now.boot, peer.key))
         self.add_grantees(config)
         for name, grantee in self.grantees.items():
             effects += grantee.number(known.get(name, {}))
@@ -3658,7 +4805,9 @@ class Node:
             if grantee.state is not State.RELEASED:
                 effects += grantee.step(Event.NUDGED, now)
         self.want_grantees()
-        return [*effects, Install()]
+        effects += self.settle_pools(now, anew=True)
+        self.grantor.go_on()
+        return [*effects, Install(), *self.nudge(now)]
 
     # -- the lease file ----------------------------------------------------------------
 
@@ -3689,11 +4838,12 @@ class Node:
 
     def recover(self, damage: Iterable[Damage], lost: bool, now: Now) -> None:
         """What may be held by somebody, though the file does not say by whom, must not be given away."""
-        longest_s = max((pool.valid_s for pool in self.config.pools), default=0.0)
+        longest_s = max((pool.valid_s if pool.share == (1, 1) else self.config.hold_s for pool in self.config.pools),
+                        default=0.0)                              # a twin may renew what we do not know of
         for line in damage:
             prefix = salvaged(line)
             lost = lost or prefix is None
-            if prefix is not None and self.grantor.is_free(prefix):
+            if prefix is not None and self.grantor.stock.is_free(prefix):
                 self.grantor.restore([Lease(b"", 0, prefix, LeaseState.FORMER, longest_s, longest_s)], now)
         if lost and self.config.pools:
             self.grantor.recovering_until = now.boot + longest_s
@@ -3726,6 +4876,8 @@ class Node:
             if any(held.current for held in grantee.held):
                 grantee.enter(State.RENEWING, now.boot)
         self.want_grantees()
+        self.lent = {held.prefix for grantee in self.grantees.values() for held in grantee.held}
+        self.numbered += self.settle_pools(now, anew=True)
         return [*self.numbered, Install(), *(Hook(name, "started") for name, g in self.grantees.items() if g.held)]
 
 
@@ -3740,13 +4892,17 @@ def refused_rows(grantee: Grantee) -> list[dict[str, Any]]:
 
 
 def granted_row(node: Node, peer: Peer, lease: Lease, now: Now) -> dict[str, Any]:
-    pool = node.grantor.terms(peer, lease)
     left_s = lease.valid_until - now.boot
-    preferred_s = left_s - (pool.valid_s - pool.preferred_s) if pool and left_s < inf else left_s
+    preferred_s = 0.0
+    if lease.state is LeaseState.ACTIVE:
+        pool = node.grantor.terms(peer.agreement, lease.prefix)
+        spent_s = pool.valid_s - pool.preferred_s if pool and left_s < inf else 0.0
+        preferred_s = max(0.0, min(left_s - spent_s, pool.prefers - now.boot)) if pool else left_s
     return {"grantee": peer.agreement.name, "key": show_key(peer.key), "slot": lease.slot, "prefix": str(lease.prefix),
-            "preferred": seconds(preferred_s if lease.state is LeaseState.ACTIVE else 0), "valid": seconds(left_s),
-            "from": str(peer.path) if peer.path else "", "hostname": peer.hostname,
-            "reach": thing_reach(lease.reach) if lease.reach else f"none ({lease.why})", "clone": bool(peer.rival)}
+            "preferred": seconds(preferred_s), "valid": seconds(left_s), "from": str(peer.path) if peer.path else "",
+            "hostname": peer.hostname, "reach": thing_reach(lease.reach) if lease.reach else f"none ({lease.why})",
+            "clone": bool(peer.rival), "state": lease.state.value,
+            "age": max(0, int(now.wall) - lease.since) if lease.since else 0, "by": lease.by}
 
 
 def held_row(grantee: Grantee, held: Held, now: Now) -> dict[str, Any]:
@@ -3755,26 +4911,40 @@ def held_row(grantee: Grantee, held: Held, now: Now) -> dict[str, Any]:
             "valid": seconds(held.valid_until - now.boot)}
 
 
+def held_rows(grantee: Grantee, now: Now) -> list[dict[str, Any]]:
+    ordered = sorted(grantee.held, key=lambda held: (held.slot, not held.current))
+    return [held_row(grantee, held, now) for held in ordered]
+
+
 def grantor_row(grantee: Grantee) -> dict[str, Any]:
     return {"name": grantee.contact.name, "state": grantee.state.value, "refused": refused_rows(grantee)}
 
 
-def status_of(node: Node, now: Now) -> dict[str, Any]:
-    """The object that `status --json` prints."""
+def pool_row(node: Node, pool: Pool) -> dict[str, Any]:
+    place, stock = node.grantor.pools.get(pool.name), node.grantor.stock
+    row = {"name": pool.name, "prefix": str(place.prefix) if place else "", "leases": stock.living[pool.name],
+           "free_fraction": round(stock.spaces[pool.name].free_fraction(), 6) if place else 0.0}
+    if pool.follows is not None:
+        row["follows"] = str(pool.follows)
+    return row if pool.share == (1, 1) else {**row, "share": f"{pool.share[0]}/{pool.share[1]}"}
+
+
+def status_of(node: Node, now: Now, most: int) -> dict[str, Any]:
+    """The object that `status --json` prints, with at most so many leases."""
     grantor = node.grantor
-    leases = [(peer, lease) for peer in grantor.peers.values() for lease in peer.living()]
-    counts = [sum(pool.prefix.holds(lease.prefix) for _, lease in leases) for pool in node.config.pools]
+    shown = islice((lease for lease in grantor.stock.in_order() if lease.living), most)
     left_s = max(0.0, grantor.recovering_until - now.boot)
     return {
         "version": VERSION,
         "public_key": show_key(node.s.public),
-        "pools": [{"name": pool.name, "prefix": str(pool.prefix), "leases": count,
-                   "free_fraction": round(space.free_fraction(), 6)}
-                  for pool, count, space in zip(node.config.pools, counts, grantor.spaces, strict=True)],
-        "granted": [granted_row(node, peer, lease, now) for peer, lease in leases[:MAX_SHOWN]],
-        "held": [held_row(grantee, held, now) for grantee in node.grantees.values()
-                 for held in sorted(grantee.held, key=lambda held: (held.slot, not held.current))],
+        "pools": [pool_row(node, pool) for pool in node.config.pools],
+        "granted": [granted_row(node, grantor.peers[lease.key], lease, now) for lease in shown],
+        "granted_in_all": sum(grantor.stock.living.values()),
+        "held": [row for grantee in node.grantees.values() for row in held_rows(grantee, now)],
         "grantors": [grantor_row(grantee) for grantee in node.grantees.values()],
+        "grantees": len(node.config.agreements),
+        "skipped": len(node.config.skipped),
+        "sessions": len(node.responder.sessions),
         "recovering": seconds(left_s),
         "disk_full": grantor.disk_full,
         "under_load": node.responder.under_load(now),
@@ -3782,14 +4952,83 @@ def status_of(node: Node, now: Now) -> dict[str, Any]:
     }
 
 
-def options_shown(options: Mapping[str, Any]) -> dict[str, Any]:
-    def shown(value: Any) -> Any:
-        if isinstance(value, Prefix):
-            return value.host if value.is_address else str(value)
-        if isinstance(value, tuple):
-            return [shown(item) for item in value]
-        return show_key(value) if isinstance(value, bytes) else value
-    return {name: shown(value) for name, value in options.items()}
+def lease_rows(node: Node, leases: Iterable[Lease], now: Now) -> Iterator[dict[str, Any]]:
+    for lease in leases:
+        peer = node.grantor.peers.get(lease.key)
+        if peer is not None and lease in peer.leases:             # may have gone while others were told
+            yield granted_row(node, peer, lease, now)
+
+
+def peer_named(node: Node, what: str) -> Peer | None:
+    """By the grantee's name, by its key, or by the first eight letters of that."""
+    grantor = node.grantor
+    for key, agreement in grantor.agreements.items():
+        if agreement.name == what or (len(what) >= 8 and show_key(key).startswith(what)):
+            return grantor.peers.get(key) or Peer(key, agreement)
+    no_longer = (peer for key, peer in grantor.peers.items() if len(what) >= 8 and show_key(key).startswith(what))
+    return next(no_longer, None)
+
+
+def leases_by(node: Node, what: str) -> list[Lease]:
+    """Of a peer, around an address or prefix and inside of it, or all; ValueError if it is none of these."""
+    stock = node.grantor.stock
+    if not what:
+        return list(stock.leased.values())
+    peer = peer_named(node, what)
+    if peer is not None:
+        return list(peer.leases)
+    return sorted(stock.overlapping(parse_prefix(what)), key=lambda lease: lease.prefix)
+
+
+def agreement_shown(agreement: Agreement) -> dict[str, Any]:
+    return {"pools": list(agreement.pools), "limit": agreement.limit, "lengths": lengths_shown(agreement.lengths),
+            "total": [str(total) for total in agreement.total], "pins": [str(pin) for pin in agreement.pins],
+            "until": int(agreement.until) if agreement.until < inf else "",
+            "rate": f"{agreement.rate.burst}, one more every {agreement.rate.each_s:g} s",
+            "route": agreement.route if isinstance(agreement.route, str) else thing_reach(agreement.route)}
+
+
+def show_of(node: Node, what: str, now: Now) -> dict[str, Any]:
+    """The looking glass: what `show PEER --json` prints.  ValueError if there is no such peer."""
+    if what in node.grantees:
+        grantee = node.grantees[what]
+        return {**grantor_row(grantee), "key": show_key(grantee.contact.key), "at": str(grantee.place() or ""),
+                "answers": grantee.answers, "status": grantee.status, "options": options_shown(grantee.options),
+                "next_in": seconds(grantee.timer - now.boot), "held": held_rows(grantee, now)}
+    peer = peer_named(node, what)
+    if peer is None:
+        raise ValueError(f"no peer named '{what}'")
+    glass = peer.glass
+    last = {} if glass is None else {
+        "ago": int(now.boot - glass.now.boot), "at": int(glass.now.wall), "ask": message_shown(glass.ask),
+        "answer": message_shown(glass.answer), "by": [{"slot": slot, "handler": by} for slot, by in glass.by]}
+    return {"grantee": peer.agreement.name, "key": show_key(peer.key), "agreement": agreement_shown(peer.agreement),
+            "from": str(peer.path) if peer.path else "", "hostname": peer.hostname, "clone": bool(peer.rival),
+            "session": peer.live is not None, **last, "leases": list(lease_rows(node, peer.leases, now))}
+
+
+def explained(node: Node, what: str, text: str, now: Now) -> dict[str, Any]:
+    """What an ask would be answered, and which handler says so.  ValueError if there is no such peer."""
+    peer = peer_named(node, what)
+    if peer is None:
+        raise ValueError(f"no grantee named '{what}': a stranger gets no answer")
+    line = parse_line(text)
+    want = Want(line.slot or 0, line.prefix)
+    case = node.grantor.case(peer, want, Ask(stamp=0, run=bytes(8), wants=(want,)), now)
+    verdict = node.grantor.decide(case)
+    steps = []
+    for name, meaning in node.grantor.handlers():
+        steps.append({"handler": name, "asks": meaning, "says": "goes on" if name != verdict.by else "decides"})
+        if name == verdict.by:
+            break
+    outcome = verdict.outcome
+    said: dict[str, Any] = {"grantee": peer.agreement.name, "slot": want.slot, "want": str(want.prefix), "steps": steps,
+                            "handler": verdict.by}
+    if isinstance(outcome, Refusal):
+        return {**said, "refused": reason_name(outcome.reason), "text": outcome.text, "again": outcome.again_s}
+    pool = node.grantor.terms(peer.agreement, outcome)
+    return {**said, "prefix": str(outcome), "random": verdict.by == "drawn", "pool": pool.name if pool else "",
+            "valid": seconds(node.grantor.valid_s(peer.agreement, pool, now)) if pool else 0}
 
 
 def asked_of(grantee: Grantee, now: Now) -> dict[str, Any]:
@@ -3839,24 +5078,119 @@ def table(title: str, rows: list[list[str]]) -> list[str]:
     return [f"{title:8} " + "  ".join(cell.ljust(wide[n]) for n, cell in enumerate(row)).rstrip() for row in rows]
 
 
-def status_text(shown: Mapping[str, Any]) -> str:
+BAR: Final = 20                          # letters of a pool's bar
+COLOURS: Final = ((0.95, "31"), (0.8, "33"), (0.0, "32"))         # from how full, in red, yellow, green
+
+
+def bar(full: float, colours: bool) -> str:
+    filled = min(BAR, max(int(full * BAR), int(full > 0)))
+    drawn = "#" * filled + "." * (BAR - filled)
+    colour = next(code for least, code in COLOURS if full >= least)
+    return f"[\x1b[{colour}m{drawn}\x1b[0m]" if colours else f"[{drawn}]"
+
+
+def leases_table(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    head = ["to", "slot", "prefix", "age", "preferred", "valid", "reach", "asked from", "host name"]
+    return table("granted", [head] + [
+        [g["grantee"], str(g["slot"]), g["prefix"], lasting(g["age"]) if g["age"] else "",
+         *(lifetimes(g) if g["state"] in ("active", "deprecated") else [g["state"], lasting(g["valid"])]),
+         g["reach"], g["from"], g["hostname"]] for g in rows])
+
+
+def status_text(said: Mapping[str, Any], colours: bool) -> str:
     """`status` for a person: one line a pool, a lease, a counter."""
-    lines = [f"ddpd {shown['version']}  key {shown['public_key']}"]
-    flags = [name for name in ("disk_full", "under_load") if shown[name]]
-    flags += [f"recovering for {shown['recovering']} s"] if shown["recovering"] else []
+    lines = [f"ddpd {said['version']}  key {said['public_key']}"]
+    flags = [name for name in ("disk_full", "under_load") if said[name]]
+    flags += [f"recovering for {said['recovering']} s"] if said["recovering"] else []
+    flags += [f"{said['skipped']} bad rows or files skipped (`check` names them)"] if said["skipped"] else []
     lines += [f"attention: {', '.join(flags)}"] if flags else []
-    lines += table("pool", [["", "prefix", "leased", "free"]] + [
-        [p["name"], p["prefix"], str(p["leases"]), f"{100 * p['free_fraction']:.1f} %"] for p in shown["pools"]])
-    lines += table("granted", [["to", "slot", "prefix", "preferred", "valid", "reach", "asked from", "host name"]] + [
-        [g["grantee"], str(g["slot"]), g["prefix"], *lifetimes(g), g["reach"], g["from"], g["hostname"]]
-        for g in shown["granted"]])
+    lines += table("pool", [["", "prefix", "leased", "full"]] + [
+        [p["name"], p["prefix"] or f"(nowhere: {p['follows']})", str(p["leases"]),
+         f"{bar(1 - p['free_fraction'], colours)} {100 * (1 - p['free_fraction']):.1f} %"] for p in said["pools"]])
+    lines += leases_table(said["granted"])
+    more = said["granted_in_all"] - len(said["granted"])
+    lines += [f"granted  ... and {more} more (`leases` shows all)"] if more > 0 else []
     lines += table("held", [["from", "slot", "prefix", "preferred", "valid", "state"]] + [
-        [h["grantor"], str(h["slot"]), h["prefix"], *lifetimes(h), h["state"]] for h in shown["held"]])
+        [h["grantor"], str(h["slot"]), h["prefix"], *lifetimes(h), h["state"]] for h in said["held"]])
     lines += table("grantor", [["", "state", "refused"]] + [
         [g["name"], g["state"], "; ".join(f"slot {r['slot']}: {r['reason']} ({r['text']})" for r in g["refused"])]
-        for g in shown["grantors"]])
-    lines += table("counter", [["", "count"]] + [[name, str(count)] for name, count in shown["counters"].items()])
+        for g in said["grantors"]])
+    lines += table("counter", [["", "count"]] + [[name, str(count)] for name, count in said["counters"].items()])
     return "\n".join(lines)
+
+
+def nested_text(said: Mapping[str, Any], indent: str = "") -> Iterator[str]:
+    """`show` for a person: what the JSON says, a line a value."""
+    for name, value in said.items():
+        if isinstance(value, Mapping):
+            yield f"{indent}{name}"
+            yield from nested_text(value, indent + "  ")
+        elif isinstance(value, list) and value and isinstance(value[0], Mapping):
+            yield f"{indent}{name}"
+            for row in value:
+                said_ = (f"{key}={part}" for key, part in row.items() if part not in ("", [], False))
+                yield f"{indent}  " + "  ".join(said_)
+        elif value not in ("", [], False):
+            yield f"{indent}{name:10} {' '.join(map(str, value)) if isinstance(value, list) else value}"
+
+
+def explained_text(said: Mapping[str, Any]) -> str:
+    lines = [f"{said['grantee']} asks {said['want']} in slot {said['slot']}"]
+    lines += table("", [[step["handler"], step["says"], step["asks"]] for step in said["steps"]])
+    if "refused" in said:
+        again = lasting(said["again"])
+        return "\n".join([*lines, f"answer: refused {said['refused']} ({said['text']}), again in {again}"])
+    kind = "a random prefix such as " if said["random"] else ""
+    return "\n".join([*lines, f"answer: {kind}{said['prefix']}, valid {lasting(said['valid'])}"])
+
+
+METRICS: Final = (                       # name, type, help; `NAME REASON` counters become a label
+    ("datagrams_heard_total", "counter", "Datagrams heard, by kind."),
+    ("datagrams_sent_total",  "counter", "Datagrams sent, by kind."),
+    ("drops_total",           "counter", "Datagrams dropped, by reason."),
+    ("refusals_total",        "counter", "Slots refused, by reason."),
+    ("failures_total",        "counter", "What else went wrong, by kind."),
+    ("leases",                "gauge",   "Leases given, by pool."),
+    ("pool_free_ratio",       "gauge",   "Part of a pool that is free."),
+    ("held_leases",           "gauge",   "Leases held, by grantor."),
+    ("grantees",              "gauge",   "Grantees configured."),
+    ("sessions",              "gauge",   "Sessions kept."),
+    ("recovering_seconds",    "gauge",   "Seconds until new leases are given again."),
+    ("disk_full",             "gauge",   "1: the lease file cannot be written."),
+    ("skipped_rows",          "gauge",   "Bad rows of pins and bad files of grantees."),
+    ("info",                  "gauge",   "The version."),
+)
+COUNTED: Final = {"heard": ("datagrams_heard_total", "kind"), "sent": ("datagrams_sent_total", "kind"),
+                  "drop": ("drops_total", "reason"), "refused": ("refusals_total", "reason")}
+
+
+def samples(said: Mapping[str, Any]) -> Iterator[tuple[str, str, float]]:
+    """(metric, label, value)"""
+    for name, count in said["counters"].items():
+        head, _, rest = name.replace("_", " ", 1).partition(" ")
+        metric, label = COUNTED.get(head, ("failures_total", "kind"))
+        yield metric, f'{label}="{rest if head in COUNTED else name}"', count
+    for pool in said["pools"]:
+        yield "leases", f'pool="{pool["name"]}"', pool["leases"]
+        yield "pool_free_ratio", f'pool="{pool["name"]}"', pool["free_fraction"]
+    for name, count in Counter(held["grantor"] for held in said["held"]).items():
+        yield "held_leases", f'grantor="{name}"', count
+    for metric, key in (("grantees", "grantees"), ("sessions", "sessions"), ("recovering_seconds", "recovering"),
+                        ("disk_full", "disk_full"), ("skipped_rows", "skipped")):
+        yield metric, "", int(said[key])
+    yield "info", f'version="{said["version"]}"', 1
+
+
+def metrics_text(said: Mapping[str, Any]) -> str:
+    """In Prometheus' text format."""
+    found: dict[str, list[str]] = {}
+    for metric, label, value in samples(said):
+        found.setdefault(metric, []).append(f"ddpd_{metric}{'{' + label + '}' if label else ''} {value:g}")
+    lines = []
+    for metric, kind, meaning in METRICS:
+        if metric in found:
+            lines += [f"# HELP ddpd_{metric} {meaning}", f"# TYPE ddpd_{metric} {kind}", *found[metric]]
+    return "\n".join(lines) + "\n"
 
 
 # ~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~ WATERLINE ~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~
@@ -3917,13 +5251,161 @@ def read_file(path: str) -> bytes:
         return file.read()
 
 
-def load_config(path: str) -> Config:
+def read_text(path: str) -> str:
     try:
-        return read_config(read_file(path).decode("utf-8-sig"), path)
+        return read_file(path).decode("utf-8-sig")
     except OSError as why:
         raise ConfigError(f"{path}: {why.strerror}") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: not UTF-8") from None
+
+
+SQLITE: Final = b"SQLite format 3\0"
+
+
+class FilesOnDisk(Files):
+    """The folder of grantees and the files of pins."""
+
+    def grantees(self, folder: str) -> Iterator[tuple[str, str, str]]:
+        try:
+            names = sorted(os.listdir(folder))
+        except OSError as why:
+            raise ConfigError(f"{folder}: {why.strerror}") from None
+        for name in names:
+            file = os.path.join(folder, name)
+            if name[0] != "." and name[-1] != "~" and not os.path.isdir(file):
+                yield file, name.removesuffix(".conf"), self.text(file)
+
+    @staticmethod
+    def text(file: str) -> str:
+        """What cannot be read is one line that no section has: it is named like any bad file."""
+        try:
+            return read_text(file)
+        except ConfigError as why:
+            return str(why)
+
+    def pins(self, file: str) -> Iterator[PinRow | str]:
+        try:
+            with open(file, "rb") as lines:
+                if lines.read(len(SQLITE)) == SQLITE:
+                    yield from self.pins_of_sqlite(file)
+                else:
+                    lines.seek(0)
+                    yield from self.pins_of_csv(file, lines)
+        except OSError as why:
+            raise ConfigError(f"{file}: {why.strerror}") from None
+
+    @staticmethod
+    def pins_of_csv(file: str, lines: Iterable[bytes]) -> Iterator[PinRow | str]:
+        """Line by line: a quote that is not closed must not swallow the rest."""
+        import csv
+        columns: dict[str, int] = {}
+        for number, line in enumerate(lines, 1):
+            try:
+                row = next(csv.reader([line.decode("utf-8-sig" if number == 1 else "utf-8")], strict=True), [])
+            except (UnicodeDecodeError, csv.Error) as why:
+                yield f"{file}:{number}: skipped: {why if isinstance(why, csv.Error) else 'not UTF-8'}"
+                continue
+            if not columns:
+                columns = pin_columns(file, row)
+            elif row and len(row) <= max(columns.values()):
+                yield f"{file}:{number}: skipped: only {len(row)} columns"
+            elif row:
+                yield PinRow(file, number, *(row[columns[name]].strip() for name in ("id", "address", "prefix")))
+        if not columns:
+            pin_columns(file, [])
+
+    @staticmethod
+    def pins_of_sqlite(file: str) -> Iterator[PinRow]:
+        try:
+            import sqlite3
+        except ImportError:
+            raise ConfigError(f"{file}: SQLite needs a package that is missing: python3-sqlite3") from None
+        try:
+            with sqlite3.connect(f"file:{file.replace('%', '%25').replace('?', '%3f')}?mode=ro", uri=True) as db:
+                for row in db.execute("SELECT rowid, id, address, prefix FROM assignments ORDER BY rowid"):
+                    yield PinRow(file, row[0], *("" if part is None else str(part).strip() for part in row[1:]))
+        except sqlite3.Error as why:
+            raise ConfigError(f"{file}: {why}") from None
+
+
+def loading(path: str, before: Mapping[bytes, Agreement]) -> Steps[Config]:
+    """The whole configuration, with pauses."""
+    config = yield from reading(read_text(path), path, FilesOnDisk(), before)
+    return config
+
+
+def load_config(path: str) -> Config:
+    return finished(loading(path, {}))
+
+
+def load_main(path: str) -> Config:
+    """Only what a command needs to find the daemon, though the rest of the file may be wrong, or long."""
+    lines = read_text(path).split("\n")
+    begin = next((n for n, line in enumerate(lines) if without_comment(line) == "[ddpd]"), len(lines))
+    end = next((n for n in range(begin + 1, len(lines)) if lines[n].startswith("[")), len(lines))
+    known = [line for line in lines[begin:end] if line.partition("=")[0].strip() in ("[ddpd]", "control")]
+    return read_config("\n".join(known), path)
+
+
+HOOK_NAMES: Final = {f"{when}_{stage}" for when in ("before", "instead_of", "after")
+                     for stage in (*Decider.STAGES, "options", "looking_glass")}
+
+
+def tracebacks(why: BaseException) -> list[Any]:
+    """Innermost first."""
+    rows: list[Any] = []
+    at = why.__traceback__
+    while at is not None:
+        rows.insert(0, at)
+        at = at.tb_next
+    return rows
+
+
+def guarded(name: str, handler: SiteHandler) -> SiteHandler:
+    """It may raise, or hang: its ask is refused, and the daemon goes on."""
+    def too_long(*_: object) -> None:
+        raise TimeoutError(f"took longer than {HANDLER_S:g} s")
+
+    def run_guarded(asked: Asked, so_far: Any) -> Any:
+        begun = time.monotonic()
+        before = signal.signal(signal.SIGALRM, too_long)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, HANDLER_S, HANDLER_S)       # again: the first may be caught
+            return handler(asked, so_far)
+        except BaseException as why:  # noqa: BLE001 - SystemExit too
+            rows = tracebacks(why)
+            line = rows[0].tb_lineno if rows else 0
+            log.limited("handler", "handler failed handler=%s grantee=%s key=%s line=%d why=\"%s: %s\"", name,
+                        asked.grantee, asked.key[:8], line, type(why).__name__, why)
+            raise SiteFailure(type(why).__name__) from None
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+            if time.monotonic() - begun > SLOW_S:
+                log.limited("slow", "handler slow handler=%s grantee=%s took_ms=%d: nobody else is answered meanwhile",
+                            name, asked.grantee, 1000 * (time.monotonic() - begun))
+    return run_guarded
+
+
+def load_handlers(path: str) -> dict[str, SiteHandler]:
+    """The functions of a site's file that have a place in the chain; ConfigError if something is wrong with it."""
+    if not path:
+        return {}
+    source = read_text(path)
+    if os.stat(path).st_mode & 0o022:
+        raise ConfigError(f"{path}: others may write it (chmod go-w)")
+    found: dict[str, Any] = {"__name__": "handlers", "__file__": path, "Refuse": Refuse}
+    try:
+        exec(compile(source, path, "exec"), found)  # noqa: S102 - that is what the operator asks for
+    except Exception as why:  # noqa: BLE001 - whatever a site's file does
+        line = getattr(why, "lineno", None) or next((row.tb_lineno for row in tracebacks(why)), 0)
+        raise ConfigError(f"{path}:{line}: {type(why).__name__}: {str(why).partition(' (')[0]}") from None
+    handlers = {name: thing for name, thing in found.items() if callable(thing)
+                and name.partition("_")[0] in ("before", "instead", "after")}
+    for name in handlers.keys() - HOOK_NAMES:
+        raise ConfigError(f"{path}: {name} has no place in the chain (did you mean '{nearest(name, HOOK_NAMES)}'?)")
+    return {name: guarded(name, handler) for name, handler in handlers.items()}
 
 
 def make_folder(path: str) -> None:
@@ -4402,6 +5884,7 @@ class Control:
     unsent: bytes = b""
     asked: str = ""                      # a grantor's name, while its answer is waited for
     answers: int = 0
+    rows: Iterator[dict[str, Any]] | None = None                  # that are told after the first line, some at a time
 
     def hear(self, daemon: Daemon, now: Now) -> None:
         data = self.sock.recv(MAX_CONTROL)
@@ -4412,9 +5895,9 @@ class Control:
             try:
                 order = json.loads(self.heard)
                 self.until = now.boot + min(3600.0, max(1.0, float(order.get("wait", CONTROL_S))))
-                said = daemon.obey(self, str(order.get("do")), str(order.get("grantor", "")), now)
-            except (ValueError, TypeError, AttributeError, RecursionError):
-                said = {"error": "not understood"}
+                said = daemon.obey(self, order, now)
+            except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as why:
+                said = {"error": str(why) if type(why) is ValueError else "not understood"}
             self.say(said)
 
     def say(self, said: dict[str, Any] | None) -> None:
@@ -4422,6 +5905,10 @@ class Control:
 
     def send(self, now: Now) -> None:
         """As much as the reader takes; who stops reading is cut off."""
+        if self.rows is not None and len(self.unsent) < MAX_CONTROL:
+            more = list(islice(self.rows, AT_ONCE // 2))
+            self.unsent += "".join(json.dumps(row) + "\n" for row in more).encode()
+            self.rows = self.rows if more else None
         sent = self.sock.send(self.unsent)
         self.unsent = self.unsent[sent:]
         self.until = now.boot + CONTROL_S if self.unsent else -inf
@@ -4517,11 +6004,17 @@ class Daemon(Talker):
         super().__init__(Node(config, load_secret(config, make=True), boot_id(), os.urandom), config.listen)
         self.marked = False
         self.kernel = Kernel(config.mark)
+        self.links_seen = self.kernel.links
         self.hooks = Hooks()
         self.controls = Controls(config.control)
         self.signals: list[int] = []
         self.stopping = False
         self.retry_install = inf
+        self.node.grantor.site = load_handlers(config.handlers)
+        self.unwritten: list[str] = []                            # of the accounting log
+        self.loading: Steps[Config] | None = None
+        self.forced = self.load_again = False
+        self.reloaders: list[Control] = []                        # who wait for the end of a reload
 
     # -- start and end -------------------------------------------------------------------
 
@@ -4533,10 +6026,11 @@ class Daemon(Talker):
         gc.freeze()
         gc.enable()
         self.kernel.busybox = is_busybox()
-        self.see_links()
+        self.perform([self.see_links()])
         self.kernel.look_at_all(self.node.made)
         self.node.wanted.changed |= self.kernel.installed.keys() | self.node.wanted.things.keys()
         self.perform([self.node.start(now)])
+        self.tell_skipped()
         log.info("started version=%s key=%s listen=%s", VERSION, show_key(self.node.s.public),
                  ",".join(f"[{p.host}]:{p.port}" for p in self.config.listen) or "none")
 
@@ -4574,6 +6068,7 @@ class Daemon(Talker):
     def leave(self) -> None:
         """A restart is no outage: nothing is released, nothing removed."""
         self.rewrite(clean=True)
+        self.account()
         self.controls.close()
         log.info("stopped")
 
@@ -4587,10 +6082,12 @@ class Daemon(Talker):
             self.install(now)
         for effects in events:
             for effect in effects:
-                if not (lost and isinstance(effect, Send)):       # who asked in this batch asks again
-                    act = self.ACTIONS.get(type(effect))
-                    if act is not None:
-                        act(self, effect, now)
+                act = self.ACTIONS.get(type(effect))
+                asks_again = bool(lost) and isinstance(effect, Send)          # who asked in this batch
+                if act is not None and not asks_again and not (isinstance(effect, Account) and effect.lease in lost):
+                    act(self, effect, now)
+        if self.unwritten:
+            self.account()
 
     def save(self, saves: list[Save], now: Now) -> set[Key]:
         """The new leases that could not be written."""
@@ -4603,6 +6100,29 @@ class Daemon(Talker):
         lost = {save.key for save in saves if save.promise}
         self.node.grantor.unsaved(lost)
         return lost
+
+    def bill(self, effect: Account, _: Now) -> None:
+        if len(self.unwritten) < MAX_UNWRITTEN:
+            self.unwritten.append(json.dumps(effect.row) + "\n")
+        else:
+            self.node.counters["accounting lost"] += 1
+
+    def account(self) -> None:
+        """Append what has happened.  Opened each time, so that it can be rotated; what fails is tried again."""
+        if not self.unwritten or not self.config.accounting:
+            return
+        try:
+            fd = os.open(self.config.accounting, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            with open(fd, "r+b", buffering=0) as file:
+                end = file.seek(0, os.SEEK_END)
+                whole_ = end == 0 or os.pread(fd, 1, end - 1) == b"\n"
+                data = ("" if whole_ else "\n").encode() + "".join(self.unwritten).encode()
+                if file.write(data) != len(data):
+                    os.ftruncate(fd, end)
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self.unwritten = []
+        except OSError as why:
+            log.limited("accounting", "cannot write %s: %s", self.config.accounting, why.strerror)
 
     def mark_granted(self) -> None:
         """Beside the key: from now on a missing lease file is a lost one."""
@@ -4632,7 +6152,7 @@ class Daemon(Talker):
             kernel.installed.pop(thing_key(thing), None)
         self.note_made(new, failed, lines)
         if gone or failed:
-            self.see_links()
+            self.kernel.look()
         there = kernel.addresses()
         over = [thing for thing in gone if not isinstance(thing, Address) or place_of(*thing[:2]) not in there]
         over += [thing for n, thing in enumerate(new) if n in failed and thing_key(thing) not in kernel.installed]
@@ -4673,11 +6193,12 @@ class Daemon(Talker):
         things = [self.node.made.pop(key) for key in keys if key in self.node.made]
         self.store.save({key_of(made_record(thing)): None for thing in things}, now)
 
-    def see_links(self) -> None:
+    def see_links(self) -> list[Effect]:
         try:
-            self.node.links = self.node.grantor.links = self.kernel.look()
+            return self.node.linked(self.kernel.look(), clock_now())
         except OSError as why:
             log.limited("links", "cannot see links why=\"%s\"", why)
+            return []
 
     def send(self, effect: Send, _: Now) -> None:
         try:
@@ -4698,7 +6219,7 @@ class Daemon(Talker):
             log.info("%s", effect.text)
 
     ACTIONS: ClassVar[Mapping[type[Any], Callable[[Daemon, Any, Now], None]]] = {
-        Send: send, Call: Talker.call, Lookup: Talker.look_up, Hook: hook, Note: note,
+        Send: send, Call: Talker.call, Lookup: Talker.look_up, Hook: hook, Note: note, Account: bill,
     }
 
     # -- the loop ------------------------------------------------------------------------
@@ -4719,6 +6240,7 @@ class Daemon(Talker):
                     *(control.until for control in self.controls.open), inf)
         sockets = [*self.sockets(), self.kernel.monitor, self.wake, *self.controls.sockets()]
         writing = [control.sock for control in self.controls.open if control.unsent]
+        until = -inf if self.loading is not None or any(c.rows for c in self.controls.open if not c.unsent) else until
         timeout = None if until == inf else max(0.0, min(until - now.boot, 1e6))
         return select.select(sockets, writing, [], timeout)[0]
 
@@ -4734,17 +6256,17 @@ class Daemon(Talker):
 
     def links_changed(self) -> list[Effect]:
         """Look again; what is ours and gone is made again.  Our own changes wake us too: they change nothing."""
-        before = self.kernel.links
-        self.see_links()
-        if self.kernel.links == before:
-            return []
+        effects = self.see_links()
+        if self.kernel.links == self.links_seen:
+            return effects
+        self.links_seen = self.kernel.links
         try:
             self.kernel.look_at_all(self.node.made)
         except OSError as why:                                    # the next event, or retry, finds it
             log.limited("links", "cannot see routes why=\"%s\"", why)
             self.retry_install = clock_now().boot + RETRY_INSTALL_S
         self.node.wanted.changed |= self.node.wanted.things.keys()
-        return [Install()]
+        return [*effects, Install()]
 
     def tend(self, now: Now) -> None:
         """What is due beside the node's own deadline."""
@@ -4755,6 +6277,8 @@ class Daemon(Talker):
         if now.boot >= self.retry_install:
             self.retry_install = inf
             self.install(now)
+        if self.loading is not None:
+            self.load_on(now)
 
     # -- signals -------------------------------------------------------------------------
 
@@ -4769,53 +6293,128 @@ class Daemon(Talker):
         if number in (signal.SIGTERM, signal.SIGINT):
             self.stopping = True
         elif number == signal.SIGHUP:
-            return self.reload(now)[1]
+            self.reload()
         elif number == signal.SIGUSR1:
             return self.node.operate(Event.NUDGED, "", now)
         return []
 
-    def reload(self, now: Now) -> tuple[str, list[Effect]]:
-        """What is wrong with the new configuration, or nothing and what it makes us do."""
+    # -- reload: read in slices, then taken over at once -----------------------------------
+
+    def reload(self, forced: bool = False) -> None:
+        if self.loading is None:
+            self.loading = loading(self.config.file, self.config.agreements)
+        else:
+            self.load_again = True                                # the file has changed while it was read
+        self.forced |= forced
+
+    def load_on(self, now: Now) -> None:
+        """Read some more of the new configuration."""
+        until, why, effects = time.monotonic() + SLICE_S, "", list[Effect]()
         try:
-            config = load_config(self.config.file)
-        except ConfigError as why:
+            while self.loading is not None and time.monotonic() < until:
+                next(self.loading)
+            return
+        except StopIteration as done:
+            why, effects = self.take_over(done.value, now)
+        except ConfigError as wrong:
+            why = str(wrong)
+        self.loading = None
+        if why:
             log.info("reload refused why=\"%s\"", why)
+        if self.load_again:
+            self.load_again, self.loading = False, loading(self.config.file, self.config.agreements)
+        else:
+            self.forced = False
+            for control in self.reloaders:
+                control.say({"error": why} if why else {})
+            self.reloaders = []
+        self.perform([effects])
+
+    def take_over(self, config: Config, now: Now) -> tuple[str, list[Effect]]:
+        """What is wrong with the new configuration, or nothing and what it makes us do."""
+        dropped = len({*self.config.pins.ordered} - {*config.pins.ordered}) if self.config.pins.ordered else 0
+        if dropped > (1 - PINS_KEPT) * len(self.config.pins.ordered) and not self.forced:
+            return f"{dropped} of {len(self.config.pins.ordered)} pins would go (`reload --force` if that is meant)", []
+        try:
+            site = load_handlers(config.handlers)
+        except ConfigError as why:
             return str(why), []
         fixed = {key: getattr(self.config, key) for key in ("key", "listen", "leases", "control", "mark")}
         changed = [key for key, value in fixed.items() if getattr(config, key) != value]
         if changed:
             log.info("reload: %s changed: takes effect after a restart", ", ".join(changed))
-        config = replace(config, **fixed)
-        self.config = config
+        self.config = config = replace(config, **fixed)
         if not os.path.exists(config.key + ".granted") and self.node.grantor.recovering_until > now.boot:
             self.node.grantor.recovering_until = now.boot         # the operator has removed it to say so
         log.info("reloaded file=%s", config.file)
+        self.tell_skipped()
+        self.node.grantor.site = site
         effects = self.node.reconfigure(config, now)
         for name in self.network.dialled.keys() - self.node.grantees.keys():
             self.network.dialled.pop(name).sock.close()
         return "", effects
 
+    def tell_skipped(self) -> None:
+        for line in self.config.skipped:
+            log.info("%s", line)
+
     # -- orders from the control socket ----------------------------------------------------
 
-    def obey(self, control: Control, order: str, name: str, now: Now) -> dict[str, Any] | None:
-        """None: the answer comes later."""
-        if order == "status":
-            return status_of(self.node, now)
-        if order == "reload":
-            why, effects = self.reload(now)
-            self.perform([effects])
-            return {"error": why} if why else {}
-        if order not in ("renew", "release", "ask"):
-            return {"error": f"no such order: {order}"}
-        names = [name] if name else list(self.node.grantees)[: 1 if order == "ask" else None]
+    def obey(self, control: Control, order: Mapping[str, Any], now: Now) -> dict[str, Any] | None:
+        """None: the answer comes later.  ValueError: what is wrong with the order."""
+        act = self.ORDERS.get(str(order.get("do")))
+        if act is None:
+            raise ValueError(f"no such order: {order.get('do')}")
+        return act(self, control, order, now)
+
+    def obey_status(self, _: Control, order: Mapping[str, Any], now: Now) -> dict[str, Any]:
+        return status_of(self.node, now, min(MAX_SHOWN, max(0, int(order.get("rows", MAX_SHOWN)))))
+
+    def obey_leases(self, control: Control, order: Mapping[str, Any], now: Now) -> dict[str, Any]:
+        leases = leases_by(self.node, str(order.get("what", "")))
+        control.rows = lease_rows(self.node, leases, now)
+        return {"leases": len(leases)}
+
+    def obey_show(self, _: Control, order: Mapping[str, Any], now: Now) -> dict[str, Any]:
+        return show_of(self.node, str(order["what"]), now)
+
+    def obey_explain(self, _: Control, order: Mapping[str, Any], now: Now) -> dict[str, Any]:
+        return explained(self.node, str(order["what"]), str(order["ask"]), now)
+
+    def obey_revoke(self, _: Control, order: Mapping[str, Any], now: Now) -> dict[str, Any]:
+        slot = None if order.get("slot") is None else whole(0, 255)(str(order["slot"]))
+        peer = peer_named(self.node, str(order["what"]))
+        state = LeaseState.REVOKED if order.get("undo") else LeaseState.ACTIVE
+        found = [str(lease.prefix) for lease in (peer.leases if peer else ()) if slot in (None, lease.slot)
+                 and (lease.state is state or (lease.living and not order.get("undo")))]
+        if peer is None or not found:
+            raise ValueError(f"'{order['what']}' has no such lease")
+        self.perform([(self.node.forgive if order.get("undo") else self.node.revoke)(peer, slot, now)])
+        return {"prefixes": found}
+
+    def obey_reload(self, control: Control, order: Mapping[str, Any], _: Now) -> None:
+        self.reloaders.append(control)
+        control.until = inf
+        self.reload(bool(order.get("force")))
+
+    def obey_grantee(self, control: Control, order: Mapping[str, Any], now: Now) -> dict[str, Any] | None:
+        """`ask`, `renew` and `release`."""
+        what, name = str(order["do"]), str(order.get("grantor", ""))
+        names = [name] if name else list(self.node.grantees)[: 1 if what == "ask" else None]
         if not names or not self.node.grantees.keys() >= set(names):
             have = ", ".join(self.node.grantees)
-            return {"error": f"no grantor named '{name}' (have: {have})" if have else "this node asks no grantor"}
-        if order == "ask":
+            raise ValueError(f"no grantor named '{name}' (have: {have})" if have else "this node asks no grantor")
+        if what == "ask":
             control.asked, control.answers = names[0], self.node.grantees[names[0]].answers
         for each in names:
-            self.perform([self.node.operate(Event.RELEASE if order == "release" else Event.NUDGED, each, now)])
-        return None if order == "ask" else {}
+            self.perform([self.node.operate(Event.RELEASE if what == "release" else Event.NUDGED, each, now)])
+        return None if what == "ask" else {}
+
+    ORDERS: ClassVar[Mapping[str, Callable[[Daemon, Control, Mapping[str, Any], Now], dict[str, Any] | None]]] = {
+        "status": obey_status, "leases": obey_leases, "show": obey_show, "explain": obey_explain,
+        "revoke": obey_revoke, "reload": obey_reload,
+        "ask": obey_grantee, "renew": obey_grantee, "release": obey_grantee,
+    }
 
 
 # ==== COMMANDS ======================================================== I/O ====
@@ -4835,7 +6434,7 @@ def say(text: str) -> None:
     sys.stdout.write(text + "\n")
 
 
-def order(config: Config, do: str, grantor: str = "", wait_s: float = CONTROL_S) -> dict[str, Any] | None:
+def order(config: Config, do: str, wait_s: float = CONTROL_S, **rest: Any) -> dict[str, Any] | None:
     """Tell the running daemon; None if there is none, Fatal if it refuses or does not answer."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         try:
@@ -4847,19 +6446,21 @@ def order(config: Config, do: str, grantor: str = "", wait_s: float = CONTROL_S)
         sock.settimeout(wait_s + 1)
         heard = b""
         try:
-            sock.sendall(json.dumps({"do": do, "grantor": grantor, "wait": wait_s}).encode() + b"\n")
-            while data := sock.recv(1 << 20):
-                heard += data
+            sock.sendall(json.dumps({"do": do, "wait": wait_s, **rest}).encode() + b"\n")
+            heard = b"".join(iter(lambda: sock.recv(1 << 20), b""))
         except OSError:
             pass
-    said: dict[str, Any] = json.loads(heard) if heard.endswith(b"\n") else {"silent": True}
+    first, _, rows = heard.partition(b"\n")
+    said: dict[str, Any] = json.loads(first) if heard.endswith(b"\n") else {"silent": True}
+    if rows:
+        said["rows"] = [json.loads(row) for row in rows.splitlines()]
     if "error" in said:
         raise Fatal(said["error"])
     return said
 
 
-def told(config: Config, do: str, grantor: str = "") -> dict[str, Any]:
-    said = order(config, do, grantor)
+def told(config: Config, do: str, wait_s: float = CONTROL_S, **rest: Any) -> dict[str, Any]:
+    said = order(config, do, wait_s, **rest)
     if said is None or "silent" in said:
         raise Fatal(f"no daemon answers at {config.control}")
     return said
@@ -4878,25 +6479,31 @@ def warnings(config: Config) -> Iterator[str]:
     """What is allowed, but probably not meant."""
     if config.pools:
         yield "note: after a change, reload; a restart forgets sessions, so grantees cannot be nudged"
+    unknown = sum(not owner for owner in config.pins.owners)
+    yield from [f"note: {unknown} pins are kept for ids that no grantee here has"] if unknown else []
+    yield from (f"note: [pool {pool.name}]: its twins need the same key, and links or routes of their own"
+                for pool in config.pools if pool.share != (1, 1))
+    yield from (f"warning: [grantor {contact.name}] ask: {line.prefix} has no subnet {number} for {dev}"
+                for contact in config.contacts for line in contact.lines for dev, number in lan_numbers(line.lans)
+                if lan_address(line.prefix, number, contact.suffix) is None)
     for agreement in config.agreements.values():
         if not agreement.pools and not agreement.pins:
             yield f"warning: [grantee {agreement.name}]: nothing can be given"
-    for contact in config.contacts:
-        for line in contact.lines:
-            for dev, number in lan_numbers(line.lans):
-                if lan_address(line.prefix, number, contact.suffix) is None:
-                    yield f"warning: [grantor {contact.name}] ask: {line.prefix} has no subnet {number} for {dev}"
 
 
 def check(options: Options) -> int:
     config = load_config(options.file)
     if os.path.exists(config.key):
         load_secret(config, make=False)
-    counts = {"pools": config.pools, "grantees": config.agreements, "grantors": config.contacts}
+    load_handlers(config.handlers)
+    counts = {"pools": config.pools, "grantees": config.agreements, "grantors": config.contacts,
+              "pins": config.pins.ordered}
+    for line in config.skipped:
+        say(line)
     say(f"{config.file}: ok ({', '.join(f'{len(found)} {name}' for name, found in counts.items())})")
     for warning in warnings(config):
         say(f"{config.file}: {warning}")
-    return 0
+    return 2 if any(": skipped: " not in line for line in config.skipped) else 0
 
 
 def genkey(_: Options) -> int:
@@ -4920,7 +6527,7 @@ def introduce(options: Options) -> int:
     if config.listen:
         own = [place for place in config.listen if place.host not in ("::", "0.0.0.0")]  # noqa: S104 - any address
         place = own[0] if own else HostPort(host, config.listen[0].port)
-        pool = max(config.pools, key=lambda pool: pool.prefix.version, default=None)
+        pool = max(config.pools, key=lambda pool: pool.prefix.version, default=None)      # of IPv6, if there is one
         wanted = ("::/" if pool.prefix.version == 6 else "0.0.0.0/") + str(pool.give[0]) if pool else "::/64"
         say(f"; for those who ask this node\n[grantor {host}]\nkey     = {public}\n"
             f"address = {f'[{place.host}]' if ':' in place.host else place.host}:{place.port}\nask     = {wanted}\n")
@@ -4981,7 +6588,7 @@ def ask(options: Options) -> int:
     """Through the daemon if one runs, else by ourselves; nothing is installed."""
     config = load_config(options.file)
     contact = chosen(options, config)
-    said = order(config, "ask", contact.name, options.wait_s)
+    said = order(config, "ask", options.wait_s, grantor=contact.name)
     if said is None:
         said = ask_once(config, contact, Event.NUDGED, options.wait_s)
     if "grants" not in said:
@@ -4993,20 +6600,85 @@ def ask(options: Options) -> int:
     return 1 if said["refused"] else 0
 
 
+PERSON_ROWS: Final = 200                 # leases that `status` shows to a person
+
+
 def status(options: Options) -> int:
-    shown = told(load_config(options.file), "status")
-    say(json.dumps(shown) if "--json" in options.flags else status_text(shown))
+    config = load_main(options.file)
+    if "--json" in options.flags:
+        say(json.dumps(told(config, "status")))
+    else:
+        say(status_text(told(config, "status", rows=PERSON_ROWS), sys.stdout.isatty()))
+    return 0
+
+
+def leases(options: Options) -> int:
+    """Of all, one peer, or around an address or prefix and inside of it."""
+    said = told(load_main(options.file), "leases", what="".join(options.words[:1]))
+    rows = sorted(said.get("rows", ()), key=lambda row: parse_prefix(row["prefix"]))
+    if "--json" in options.flags:
+        say("[" + ",\n ".join(json.dumps(row) for row in rows) + "]")
+    else:
+        say("\n".join(leases_table(rows)) or "no lease")
+    return 0
+
+
+def named_peer(options: Options) -> str:
+    if not options.words:
+        raise Fatal("which peer? (a name, or the first letters of a key)")
+    return options.words[0]
+
+
+def show(options: Options) -> int:
+    said = told(load_main(options.file), "show", what=named_peer(options))
+    say(json.dumps(said) if "--json" in options.flags else "\n".join(nested_text(said)))
+    return 0
+
+
+def explain(options: Options) -> int:
+    """By the daemon, or from the configuration and the lease file."""
+    peer, asked_for = named_peer(options), " ".join(options.words[1:]) or "::/64"
+    said = order(load_main(options.file), "explain", what=peer, ask=asked_for)
+    if said is None:
+        config = load_config(options.file)
+        node = Node(config, load_secret(config, make=False), boot_id(), os.urandom)
+        node.grantor.site = load_handlers(config.handlers)
+        now = clock_now()
+        read = Store(config.leases).read() if os.access(config.leases, os.R_OK) else None
+        node.restore([record for _, record in read[0].values()] if read else [], now)
+        said = explained(node, peer, asked_for, now)
+    say(json.dumps(said) if "--json" in options.flags else explained_text(said))
+    return 0
+
+
+def revoke(options: Options) -> int:
+    slot = whole(0, 255)(options.words[1]) if options.words[1:] else None
+    said = told(load_main(options.file), "revoke", what=named_peer(options), slot=slot, undo="--undo" in options.flags)
+    say("\n".join(said["prefixes"]))
+    return 0
+
+
+def metrics(options: Options) -> int:
+    """To standard output, or to a file that is always whole."""
+    text = metrics_text(told(load_main(options.file), "status", rows=0))
+    if not options.words:
+        sys.stdout.write(text)
+        return 0
+    temporary = f"{options.words[0]}.{os.getpid()}"
+    with open(temporary, "w") as file:
+        file.write(text)
+    os.rename(temporary, options.words[0])
     return 0
 
 
 def renew(options: Options) -> int:
-    told(load_config(options.file), "renew", "".join(options.words[:1]))
+    told(load_main(options.file), "renew", grantor="".join(options.words[:1]))
     return 0
 
 
 def release(options: Options) -> int:
     config = load_config(options.file)
-    if order(config, "release", "".join(options.words[:1])) is not None:
+    if order(config, "release", grantor="".join(options.words[:1])) is not None:
         return 0
     contact = chosen(options, config)
     if not ask_once(config, contact, Event.RELEASE, options.wait_s):
@@ -5021,7 +6693,7 @@ def release(options: Options) -> int:
 
 
 def reload(options: Options) -> int:
-    told(load_config(options.file), "reload")
+    told(load_main(options.file), "reload", 60.0, force="--force" in options.flags)
     return 0
 
 
@@ -5124,9 +6796,14 @@ COMMANDS: Final = {
     "introduce": Command(introduce, "", "print the section that the other side has to paste"),
     "ask":       Command(ask, "[GRANTOR] [--json|--env] [--wait SECONDS]", "ask once, print what was granted"),
     "status":    Command(status, "[--json]", "pools, leases, counters of the running daemon"),
+    "show":      Command(show, "PEER [--json]", "the looking glass: last ask and answer of one peer, and why"),
+    "explain":   Command(explain, "PEER ASK [--json]", "what would be answered, and which rule says so"),
+    "leases":    Command(leases, "[PEER|ADDRESS|PREFIX] [--json]", "what is given, and to whom"),
+    "revoke":    Command(revoke, "PEER [SLOT] [--undo]", "take a grantee's leases back"),
+    "metrics":   Command(metrics, "[FILE]", "counters and pools for Prometheus"),
     "renew":     Command(renew, "[GRANTOR]", "ask again now"),
     "release":   Command(release, "[GRANTOR] [--wait SECONDS]", "give leases back, be quiet until `renew`"),
-    "reload":    Command(reload, "", "read the configuration again, without losing a lease"),
+    "reload":    Command(reload, "[--force]", "read the configuration again, without losing a lease"),
     "clean":     Command(clean, "", "without a daemon: remove all that ddpd made in the kernel"),
     "decode":    Command(decode_command, "HEX", "a datagram's parts, as far as they can be read"),
     "help":      Command(show_commands, "", "this list (also --help)"),
@@ -5148,7 +6825,7 @@ def parse_options(argv: list[str]) -> Options:
                 options.file = value
             else:
                 options.wait_s = float(whole(1, 3600)(value))
-        elif word in ("--json", "--env", "-v", "-h", "--help", "--version"):
+        elif word in ("--json", "--env", "--force", "--undo", "-v", "-h", "--help", "--version"):
             options.flags.add(word)
         elif word.startswith("-"):
             raise Fatal(f"no such option: {word} (--help lists them)")
@@ -5157,13 +6834,20 @@ def parse_options(argv: list[str]) -> Options:
     return options
 
 
+def places_in(usage: str) -> list[str]:
+    """The words of a usage that are no options: `PEER [SLOT] [--undo]`, but not `[--wait SECONDS]` or `< KEY`."""
+    plain = usage.partition("<")[0].replace("[--wait SECONDS]", "")
+    return [word for word in plain.split() if not word.startswith(("[-", "-"))]
+
+
 def command_of(options: Options) -> Command:
     wanted = next((name for flag, name in FLAGS.items() if flag in options.flags), "run")
     name = options.words.pop(0) if options.words and wanted == "run" else wanted
     if name not in COMMANDS:
         raise Fatal(f"no such command: {name} (did you mean '{nearest(name, COMMANDS)}'? --help lists them)")
     command = COMMANDS[name]
-    if len(options.words) > command.usage.count("[G") and name != "decode":
+    most = {"decode": inf, "explain": inf}.get(name, len(places_in(command.usage)))
+    if len(options.words) > most:
         raise Fatal(f"{name} takes no '{options.words[-1]}' (usage: ddpd.py [-c FILE] {name} {command.usage})")
     return command
 

@@ -178,9 +178,11 @@ class Hub:
     def facts(self) -> dict[str, Any]:
         """What junk must not change: all of the status but counters and time, and the file."""
         shown = status_of(self.daemon)
-        shown.pop("counters")
+        for name in ("counters", "sessions"):
+            shown.pop(name)
         for row in shown["granted"]:
             row.pop("preferred")
+            row.pop("age")
         return {**shown, "file": (self.daemon.dir / "leases.json").read_bytes()}
 
     def counted(self) -> dict[str, int]:

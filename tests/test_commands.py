@@ -66,11 +66,11 @@ def test_pubkey_of_junk(capsys: Said, monkeypatch: pytest.MonkeyPatch, junk: str
 def test_check(capsys: Said, conf: Path) -> None:
     conf.write_text(conf.read_text() + "[pool p]\nprefix = 10.0.0.0/8\ngive = /24\n")
     code, out, err = run(capsys, "check", "-c", conf)
-    assert code == 0 and "ok (1 pools, 0 grantees, 0 grantors)" in out and err == ""
+    assert code == 0 and "ok (1 pools, 0 grantees, 0 grantors, 0 pins)" in out and err == ""
 
 
 @pytest.mark.parametrize("bad", ["[pool p]\n", "[ddpd]\n", "nonsense\n", "mark = 0\n"])
-@pytest.mark.parametrize("command", [["check"], [], ["run"], ["introduce"], ["status"], ["ask"], ["clean"]])
+@pytest.mark.parametrize("command", [["check"], [], ["run"], ["introduce"], ["ask"], ["clean"]])
 def test_a_bad_config_is_one_line_and_exit_2(capsys: Said, conf: Path, bad: str, command: list[str]) -> None:
     conf.write_text(conf.read_text() + bad)
     code, out, err = run(capsys, "-c", conf, *command)
@@ -216,8 +216,8 @@ def test_status_is_the_object_of_the_readme() -> None:
     text = f"[pool p]\nprefix = 10.0.0.0/8\ngive = /24\n[grantor h]\nkey = {OTHER}\naddress = ::1\nask = ::/56\n"
     node = ddpd.Node(ddpd.read_config(text, "t"), SECRET, "b", bytes)
     node.start(ddpd.Now(0, 0))
-    shown = json.loads(json.dumps(ddpd.status_of(node, ddpd.Now(5.0, 0.0))))
+    shown = json.loads(json.dumps(ddpd.status_of(node, ddpd.Now(5.0, 0.0), 100)))
     assert shown.keys() >= {"version", "public_key", "pools", "granted", "held", "counters"}
     assert shown["pools"][0].keys() == {"name", "prefix", "leases", "free_fraction"}
     assert shown["public_key"] == ddpd.show_key(PUBLIC)
-    assert "p" in ddpd.status_text(ddpd.status_of(node, ddpd.Now(5.0, 0.0)))
+    assert "p" in ddpd.status_text(ddpd.status_of(node, ddpd.Now(5.0, 0.0), 100), colours=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from typing import Any
 
 import pytest
@@ -56,7 +57,7 @@ keepalive = 25s
     assert pool.give == (56, 57, 58, 64) and pool.valid_s == 43200 and pool.preferred_s == 21600
     assert (pool.renew_s, pool.rebind_s) == (10800, 17280)
     assert [p.host for p in pool.options["dns"]] == ["2001:db8:42::53", "192.0.2.53"]
-    assert (alice.pools, alice.limit, alice.route) == ((pool,), 2, ddpd.Reach("fe80::1", "wg0"))
+    assert (alice.pools, alice.limit, alice.route) == (("home",), 2, ddpd.Reach("fe80::1", "wg0"))
     assert exit1.addresses == (ddpd.HostPort("exit1.example.net", 3374), ddpd.HostPort("2001:db8::1", 3373),
                                ddpd.HostPort("2001:db8::2", 3373))
     assert exit1.lines == (
@@ -91,6 +92,27 @@ BAD: list[tuple[str, str, str]] = [
     ("ddpd", "load = no", "f:2: [ddpd] load: 'no' is not a whole number from 1 to 1000000"),
     ("ddpd", "hold = 30x",
      "f:2: [ddpd] hold: '30x' is not a duration (such as 90s, 30m, 12h, 7d, forever)"),
+    ("ddpd", "pins = '/p'", "f:2: [ddpd] pins: want the name of a file"),
+    ("ddpd", "pins = /none.csv", "/none.csv: no files here"),
+    ("ddpd", "grantees = \"/d\"", "f:2: [ddpd] grantees: want the name of a file"),
+    ("ddpd", "grantees = /none", "/none: no files here"),
+    ("ddpd", "handlers = 'h.py'", "f:2: [ddpd] handlers: want the name of a file"),
+    ("ddpd", "accounting = 'a'", "f:2: [ddpd] accounting: want the name of a file"),
+    ("ddpd", "rate = 5", "f:2: [ddpd] rate: '' is not a duration"),
+    ("ddpd", "rate = x/30s", "f:2: [ddpd] rate: 'x' is not a whole number from 1 to 1000000"),
+    ("pool", "prefix = interface", "f:2: [pool home] prefix: 'interface' is no source (such as `ula`"),
+    ("pool", "prefix = ula 2", "f:2: [pool home] prefix: 'ula 2' is no source"),
+    ("pool", "prefix = grantor exit1 x", "f:2: [pool home] prefix: 'x' is not a whole number from 0 to 255"),
+    ("pool", "prefix = grantor exit1", "f:2: [pool home] prefix: no [grantor exit1]"),
+    ("pool", "share = 3/2", "f:4: [pool home] share: '3/2' is no share (such as 1/2, of at most 16)"),
+    ("pool", "share = 1", "f:4: [pool home] share: '1' is no share"),
+    ("pool", "share = 1/2\nlifetime = 20d", "f:4: [pool home] share: wants a `hold` of at least twice `lifetime`"),
+    ("pool", "give = /48\nshare = 1/2", "f:4: [pool home] share: 2001:db8:42::/48 has only 1 /48 for 2 shares"),
+    ("grantee", "total = 2001:db8::1/52", "f:7: [grantee alice] total: 2001:db8::1/52 has host bits set"),
+    ("grantee", "lifetime = 6h-1h", "f:7: [grantee alice] lifetime: '6h-1h' is empty (such as 1h-6h"),
+    ("grantee", "until = 2027-02-29", "f:7: [grantee alice] until: '2027-02-29' is no date (such as 2027-03-31"),
+    ("grantee", "until = 2027-02-28T24:00", "f:7: [grantee alice] until: '2027-02-28T24:00' is no date"),
+    ("grantee", "rate = 0/30s", "f:7: [grantee alice] rate: '0' is not a whole number from 1 to 1000000"),
     ("pool", "prefix = 2001:db8:42::1/48",
      "f:2: [pool home] prefix: 2001:db8:42::1/48 has host bits set (the prefix is 2001:db8:42::/48)"),
     ("pool", "prefix = 2000::/3", "f:2: [pool home] prefix: 2000::/3 is too large (/16 at most)"),
@@ -152,7 +174,7 @@ def test_bad_values(kind: str, row: str, message: str) -> None:
     with pytest.raises(ddpd.ConfigError) as caught:
         read(spoilt(kind, row))
     said = str(caught.value)
-    assert message in said and "\n" not in said and said.startswith("f:")
+    assert message in said and "\n" not in said and said.startswith(("f:", "/none"))
 
 
 def test_every_key_has_a_bad_value_above() -> None:
@@ -221,6 +243,26 @@ def test_any_text_gives_a_config_or_one_line() -> None:
             read("".join(text))
         except ddpd.ConfigError as why:
             assert "\n" not in str(why)
+
+
+@pytest.mark.parametrize(("text", "seconds"), [
+    ("1970-01-01", 0), ("2000-03-01", 951868800), ("2024-02-29", 1709164800), ("2026-11-21T02:30", 1795228200),
+    ("2100-03-01Z", 4107542400), ("9999-12-31T23:59", 253402300740)])
+def test_dates(text: str, seconds: int) -> None:
+    assert ddpd.parse_date(text) == seconds
+
+
+@pytest.mark.parametrize("year", range(1970, 2410, 7))
+def test_dates_are_as_the_library_has_them(year: int) -> None:
+    when = datetime.datetime(year, year % 12 + 1, year % 28 + 1, tzinfo=datetime.UTC)
+    assert ddpd.parse_date(f"{when:%Y-%m-%dT%H:%M}") == when.timestamp()
+
+
+@pytest.mark.parametrize("text", ["", "2027", "2027-13-01", "2027-1-0", "1969-12-31", "2100-02-29", "2027-01-01T1",
+                                  "27-01-01", "2027-01-01T00:60", "\uff12027-01-01", "2027-01-01T-1:00"])
+def test_what_is_no_date(text: str) -> None:
+    with pytest.raises(ValueError, match="is no date"):
+        ddpd.parse_date(text)
 
 
 @pytest.mark.parametrize(("value", "is_in"), [

@@ -142,7 +142,7 @@ def test_for_ever(clean: bool) -> None:
     answer = hub.ask("alice", want(1))
     assert [grant.valid_s for grant in answer.grants if not grant.current] == [ddpd.LINGER_S]
     hub.later(ddpd.LINGER_S + 1)
-    assert second not in hub.living() and hub.grantor.is_free(second)
+    assert second not in hub.living() and hub.grantor.stock.is_free(second)
 
 
 @pytest.mark.parametrize("how", ["released", "expired"])
@@ -171,13 +171,13 @@ def test_oldest_first_when_nothing_else_is_left() -> None:
 
 
 def test_at_most_four_are_held_back() -> None:
-    hub = Hub(more="limit = 8")
+    hub = Hub(more="limit = 8\nrate = 6/30s")
     prefixes = hub.get("alice", *[want(slot) for slot in range(6)])
     for slot in range(6):
         hub.later(1)
         hub.ask("alice", releases=(slot,))
     assert set(hub.grantor.former) == set(prefixes[2:])
-    assert hub.grantor.is_free(prefixes[0]) and not hub.grantor.is_free(prefixes[2])
+    assert hub.grantor.stock.is_free(prefixes[0]) and not hub.grantor.stock.is_free(prefixes[2])
 
 
 def test_hold_ends() -> None:
@@ -185,7 +185,7 @@ def test_hold_ends() -> None:
     first = hub.get("alice", want(0))
     hub.ask("alice", releases=(0,))
     hub.later(30 * 86400 + 1)
-    assert hub.grantor.is_free(first[0]) and hub.grantor.former == {}
+    assert hub.grantor.stock.is_free(first[0]) and hub.grantor.former == {}
 
 
 # ---- refusals
@@ -235,15 +235,28 @@ def test_lengths_of_the_agreement() -> None:
     assert hub.refused("alice", want(0), want(1, "::/60")) == [ddpd.Reason.LENGTH]
 
 
-def test_ten_new_leases_a_minute() -> None:
+def test_new_leases_come_from_a_token_bucket() -> None:
+    """Five at once, and one more every six seconds; renewals cost nothing."""
     hub = Hub(more="limit = 256")
-    answer = hub.ask("alice", *[want(slot) for slot in range(12)])
-    assert len(answer.grants) == 10
+    answer = hub.ask("alice", *[want(slot) for slot in range(8)])
+    assert len(answer.grants) == 5
     assert {refusal.reason for refusal in answer.refusals} == {ddpd.Reason.RATE}
-    assert 1 <= answer.refusals[0].again_s <= 60
+    assert 6 <= answer.refusals[0].again_s <= 7
     assert len(hub.get("bob", want(0))) == 1
-    hub.later(60)
-    assert len(hub.get("alice", want(10), want(11))) == 2
+    for n in range(5, 8):
+        hub.later(6)
+        assert len(hub.get("alice", *[want(slot) for slot in range(8)])) == n + 1
+    hub.later(3600 * 24)
+    assert len(hub.get("alice", *[want(slot, "::/63") for slot in range(20, 28)])) == 5, "no more than it holds"
+
+
+def test_the_rate_of_all_grantees_together() -> None:
+    hub = Hub("[ddpd]\nrate = 2/10s\n" + HOME)
+    assert [len(hub.get(name, want(0))) for name in KEYS] == [1, 1, 0]
+    assert "all grantees" in hub.ask("carol", want(0)).refusals[0].text
+    hub.later(5)
+    assert [len(hub.get(name, want(0))) for name in KEYS] == [1, 1, 1]
+    assert hub.refused("alice", want(1)) == [ddpd.Reason.RATE]
 
 
 @pytest.mark.parametrize("how", ["former", "ticket"])
@@ -251,7 +264,7 @@ def test_what_comes_back_by_itself_is_rated_too_and_leaves_no_timers(how: str) -
     hub = Hub(HOME.replace("1h", "30d"))
     prefix, ticket = ticket_of(hub, "alice")
     reasons = []
-    for _ in range(ddpd.NEW_A_MINUTE):
+    for _ in range(5):
         hub.ask("alice", releases=(0,))
         if how == "ticket":
             hub.grantor.forget(*hub.peer("alice").leases)
@@ -296,7 +309,7 @@ def test_what_could_not_be_saved_is_not_held() -> None:
     hub = Hub()
     prefix, = hub.get("alice", want(0))
     hub.grantor.unsaved([save.key for save in saved(hub.effects)])
-    assert hub.living() == [] and hub.grantor.is_free(prefix)
+    assert hub.living() == [] and hub.grantor.stock.is_free(prefix)
 
 
 @pytest.mark.parametrize("how", ["new", "former"])
@@ -487,7 +500,7 @@ def test_another_length_deprecates() -> None:
     old, = hub.get("alice", want(0))
     answer = hub.ask("alice", want(0, "::/60"))
     assert {(grant.prefix.length, grant.current) for grant in answer.grants} == {(60, True), (64, False)}
-    assert not hub.grantor.is_free(old)
+    assert not hub.grantor.stock.is_free(old)
 
 
 def test_a_deprecated_lease_is_kept_to_the_end_that_was_promised() -> None:
@@ -497,10 +510,10 @@ def test_a_deprecated_lease_is_kept_to_the_end_that_was_promised() -> None:
         hub.ask("alice", want(0, f"::/{length}"))
         hub.later(7)
         for lease in hub.peer("alice").leases:
-            assert not hub.grantor.is_free(lease.prefix)
+            assert not hub.grantor.stock.is_free(lease.prefix)
     promised = hub.grantor.peers[KEYS["alice"]]
     assert len({lease.prefix for lease in promised.leases}) >= 8 or len(promised.living()) < 8
-    assert all(not hub.grantor.is_free(p) for p in hub.living())
+    assert all(not hub.grantor.stock.is_free(p) for p in hub.living())
 
 
 def test_a_shorter_lifetime_does_not_shorten_what_was_promised() -> None:
@@ -510,7 +523,7 @@ def test_a_shorter_lifetime_does_not_shorten_what_was_promised() -> None:
     hub.configure(HOME.replace("1h", "10m"))
     hub.ask("alice", want(0))
     hub.later(601)
-    assert prefix in hub.living() or not hub.grantor.is_free(prefix)
+    assert prefix in hub.living() or not hub.grantor.stock.is_free(prefix)
 
 
 def test_a_pool_that_shrank_into_a_lease_is_free_again_when_that_ends() -> None:
@@ -533,9 +546,9 @@ def test_a_pin_is_given_to_its_owner_and_nobody_else() -> None:
     pin = ddpd.parse_prefix("2001:db8:42:1200::/56")
     hub = Hub(HOME + grantee("alice", PIN), ["bob"])
     assert hub.get("alice", want(0, "::/56")) == [pin]
-    assert not hub.grantor.is_free(pin)
+    assert not hub.grantor.stock.is_free(pin)
     hub.ask("alice", releases=(0,))
-    assert not hub.grantor.is_free(pin)
+    assert not hub.grantor.stock.is_free(pin)
     hub.restart()
     assert hub.get("alice", want(0, "::/56")) == [pin]
 
@@ -644,7 +657,7 @@ def test_nothing_is_given_twice() -> None:
     ("10.0.0.0/29", 32, {"10.0.0.0", "10.0.0.7"}), ("2001:db8::/125", 128, {"2001:db8::"}),
     ("10.0.0.0/31", 32, set())])
 def test_never_the_network_broadcast_or_anycast_address(pool: str, length: int, never: set[str]) -> None:
-    hub = Hub(f"[pool home]\nprefix = {pool}\ngive = /{length}\n", ["alice"], "limit = 9")
+    hub = Hub(f"[pool home]\nprefix = {pool}\ngive = /{length}\n", ["alice"], "limit = 9\nrate = 9/1s")
     any_of = "::/128" if length == 128 else "0.0.0.0/32"
     got = {p.host for p in hub.get("alice", *[want(slot, any_of) for slot in range(8)])}
     whole = ddpd.parse_prefix(pool)
@@ -779,9 +792,8 @@ def test_a_renumbering_is_nudged_at_once(trips: int) -> None:
     for _ in range(trips):
         pair.trip()
     old = pair.held
-    pair.hub.configure(HOME.replace(":42:", ":43:"))
-    pair.hub.later(0)
-    nudge, = [effect.datagram for effect in pair.hub.effects if isinstance(effect, ddpd.Send)]
+    effects = pair.hub.configure(HOME.replace(":42:", ":43:"))
+    nudge, = [effect.datagram for effect in effects if isinstance(effect, ddpd.Send)]
     assert len(nudge) <= 128
     assert ddpd.Call("h") in pair.apply(nudge)
     pair.trip()
@@ -794,9 +806,8 @@ def test_a_nudge_does_not_end_a_release() -> None:
     pair = Pair()
     pair.trip()
     pair.trip()
-    pair.hub.configure(HOME.replace(":42:", ":43:"))
-    pair.hub.later(0)
-    nudge, = [effect.datagram for effect in pair.hub.effects if isinstance(effect, ddpd.Send)]
+    effects = pair.hub.configure(HOME.replace(":42:", ":43:"))
+    nudge, = [effect.datagram for effect in effects if isinstance(effect, ddpd.Send)]
     pair.leaf.operate(ddpd.Event.RELEASE, "h", pair.now)
     with pytest.raises(ddpd.Drop, match="after a release"):
         pair.apply(nudge)
@@ -858,11 +869,10 @@ def test_eight_nudges_at_most() -> None:
     pair = Pair()
     pair.trip()
     pair.trip()
-    pair.hub.configure(HOME.replace(":42:", ":43:"))
-    at = []
+    at = [0.0 for effect in pair.hub.configure(HOME.replace(":42:", ":43:")) if isinstance(effect, ddpd.Send)]
     for tenth in range(6000):
         pair.hub.later(0.1)
-        at += [tenth / 10 for effect in pair.hub.effects if isinstance(effect, ddpd.Send)]
+        at += [(tenth + 1) / 10 for effect in pair.hub.effects if isinstance(effect, ddpd.Send)]
     assert len(at) == ddpd.NUDGES
     gaps = [round(b - a) for a, b in itertools.pairwise(at)]
     assert gaps == [1, 2, 4, 8, 16, 32, 64]

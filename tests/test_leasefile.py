@@ -261,7 +261,7 @@ def test_the_prefix_in_a_damaged_line_is_nobody_elses() -> None:
         assert prefix in (None, ddpd.parse_prefix("2001:db8:42:12::/64"))
     fresh = node()
     fresh.recover([ddpd.Damage(3, line[:-9])], False, NOW)
-    assert not fresh.grantor.is_free(ddpd.parse_prefix("2001:db8:42:12::/64"))
+    assert not fresh.grantor.stock.is_free(ddpd.parse_prefix("2001:db8:42:12::/64"))
     assert fresh.grantor.recovering_until < NOW.boot
 
 
@@ -275,7 +275,7 @@ def test_a_damaged_copy_of_a_good_line_does_not_end_the_lease() -> None:
     lease.valid_until = NOW.boot + 10**9                          # alice goes on renewing
     for later in (3601, 40 * 86400):
         fresh.woke(ddpd.Now(NOW.boot + later, NOW.wall))
-        assert not fresh.grantor.is_free(prefix)
+        assert not fresh.grantor.stock.is_free(prefix)
 
 
 def test_of_two_lines_for_one_prefix_the_later_counts() -> None:

@@ -145,7 +145,7 @@ class Acts:
         daemon.store.rewrite([])
         daemon.node = ddpd.Node(ddpd.read_config("", "t"), bytes(32), "b", os.urandom)
         daemon.config = daemon.node.config
-        daemon.marked = True
+        daemon.marked, daemon.unwritten = True, []
         real = daemon.store.save
 
         def save(saves: Any, now: ddpd.Now) -> bool:
@@ -314,6 +314,7 @@ class Installer:
         daemon.store = ddpd.Store(str(tmp_path / "l.json"))
         daemon.store.rewrite([])
         daemon.node = ddpd.Node(ddpd.read_config("", "t"), bytes(32), "b", os.urandom)
+        daemon.unwritten = []
         daemon.retry_install = float("inf")
 
     def over(self, *addresses: str) -> tuple[ddpd.Daemon, FakeKernel]:

@@ -438,7 +438,7 @@ def check_promises(hub: Host) -> None:
         assert not a.overlaps(b), f"{hub.name} promised {a} and {b}"
     for prefix in living:
         inside = any(pool.prefix.holds(prefix) for pool in hub.node.config.pools)
-        assert not (inside and hub.node.grantor.is_free(prefix)), f"{prefix} is leased, and free"
+        assert not (inside and hub.node.grantor.stock.is_free(prefix)), f"{prefix} is leased, and free"
 
 
 def check_apart(beliefs: list[Belief]) -> None:
