@@ -44,6 +44,7 @@ from copy import copy
 from dataclasses import dataclass, field, fields, replace
 from enum import Enum, IntEnum
 from functools import cache
+from heapq import merge
 from itertools import islice, pairwise
 from math import inf
 from operator import itemgetter
@@ -102,6 +103,8 @@ CONTROL_S:      Final = 10             # seconds for a control connection to ask
 MAX_CONTROL:    Final = 65_536         # bytes of a control message towards the daemon
 MAX_SHOWN:      Final = 2_000          # leases in one `status` (`leases` shows all)
 AT_ONCE:        Final = 500            # leases that end, peers that are reviewed, before asks are heard again
+FEW:            Final = 1000           # rows read between two pauses; pins that change one by one
+REVOKED_S:      Final = 60             # seconds until who was revoked something may have something else
 SLICE_S:        Final = 0.02           # seconds of reading a new configuration, before asks are heard again
 HANDLER_S:      Final = 1.0            # seconds that a handler of the site may take
 SLOW_S:         Final = 0.05           # ... and after which its slowness is logged
@@ -908,8 +911,28 @@ class Agreement:
 class Pins:
     """The leases that the operator has fixed, in order; none overlaps another.  Made for 100,000 of them."""
 
-    def __init__(self, ordered: list[Prefix], owners: list[bytes]) -> None:
+    def __init__(self, ordered: list[Prefix], owners: list[bytes], before: Pins | None = None) -> None:
         self.ordered, self.owners = ordered, owners               # owner empty: of nobody configured here
+        self.before = before                                      # those that they replace ...
+        self.gone: list[Prefix] = []                              # ... and in what they differ
+        self.come: list[Prefix] = []
+
+    def compare(self) -> Generator[None, None, None]:
+        """Both are in order, so one walk along them does."""
+        old, new = iter(self.before.ordered if self.before else ()), iter(self.ordered)
+        was, now_is, steps = next(old, None), next(new, None), 0
+        while was is not None or now_is is not None:
+            steps += 1
+            if steps % FEW == 0:
+                yield
+            if was == now_is:
+                was, now_is = next(old, None), next(new, None)
+            elif now_is is None or (was is not None and was < now_is):
+                self.gone += [was] if was else []
+                was = next(old, None)
+            else:
+                self.come.append(now_is)
+                now_is = next(new, None)
 
     def overlapping(self, prefix: Prefix) -> Iterator[tuple[Prefix, bytes]]:
         """Those that this prefix overlaps, and whose they are."""
@@ -1826,8 +1849,8 @@ def pins_in(row: PinRow) -> list[Prefix]:
 class Draft:
     """A configuration while it is read."""
 
-    def __init__(self, file: str, before: Mapping[bytes, Agreement]) -> None:
-        self.file, self.before = file, before
+    def __init__(self, before: Config | None) -> None:
+        self.before = before
         self.pools: dict[str, Pool] = {}
         self.agreements: dict[bytes, Agreement] = {}
         self.keys: dict[str, bytes] = {}                          # of grantees, by name
@@ -1854,7 +1877,8 @@ class Draft:
                 self.read_grantee(file, name, text)
             except ConfigError as why:
                 self.skip(str(why))
-                old = next((a for a in self.before.values() if a.name == name), None)
+                known = self.before.agreements.values() if self.before else ()
+                old = next((agreement for agreement in known if agreement.name == name), None)
                 if old is not None and name not in self.keys and old.key not in self.agreements:
                     self.admit(old)
 
@@ -1901,11 +1925,14 @@ class Draft:
 
     def pins(self) -> Steps[Pins]:
         """All of them; of two that overlap, the one that stands later is left out."""
-        self.places.sort()
-        yield
+        runs = [self.places[at : at + FEW] for at in range(0, len(self.places), FEW)]
+        self.places = []
+        for run in runs:                                          # sorted at once, 100,000 would be a long pause
+            run.sort()
+            yield
         kept: list[tuple[Prefix, int, bytes]] = []
-        for n, row in enumerate(self.places):
-            if n % 2000 == 0:
+        for n, row in enumerate(merge(*runs)):
+            if n % FEW == 0:
                 yield
             while kept and kept[-1][0].holds(row[0]):
                 bad, good = (row, kept[-1]) if row[1] >= kept[-1][1] else (kept.pop(), row)
@@ -1914,9 +1941,10 @@ class Draft:
                     break
             else:
                 kept.append(row)
-        self.places = []
         yield from self.hand_out(kept)
-        return Pins([row[0] for row in kept], [row[2] for row in kept])
+        pins = Pins([row[0] for row in kept], [row[2] for row in kept], self.before.pins if self.before else None)
+        yield from pins.compare()
+        return pins
 
     def hand_out(self, kept: list[tuple[Prefix, int, bytes]]) -> Steps[None]:
         """Each agreement gets its pins, in the order in which they stand."""
@@ -1933,13 +1961,13 @@ class Draft:
                 self.agreements[key] = replace(agreement, pins=pins)
 
 
-def reading(text: str, file: str, files: Files, before: Mapping[bytes, Agreement]) -> Steps[Config]:
+def reading(text: str, file: str, files: Files, before: Config | None) -> Steps[Config]:
     """Text to values; ConfigError names the first thing that is wrong."""
     sections = yield from read_sections(text, file)
     check_unique(sections)
     of = {kind: [s for s in sections if s.kind == kind] for kind in SETTINGS}
     main = (of["ddpd"] or [Section(file, "ddpd", 1)])[0].parsed()
-    draft = Draft(file, before)
+    draft = Draft(before)
     contacts = tuple(read_contact(section) for section in of["grantor"])
     for section in of["pool"]:
         pool = draft.pools[section.name] = read_pool(section, main["hold"])
@@ -1969,7 +1997,7 @@ def reading(text: str, file: str, files: Files, before: Mapping[bytes, Agreement
 
 def read_config(text: str, file: str) -> Config:
     """At once, and alone."""
-    return finished(reading(text, file, Files(), {}))
+    return finished(reading(text, file, Files(), None))
 
 
 # ==== LEASE FILE ===================================================== pure ====
@@ -2599,7 +2627,6 @@ def wait_for(rate: Rate, full_at: float, now: Now) -> float:
 # these overlap, the outermost is in the trie, a lease inside of it is `hidden`, and
 # something fixed inside of it is `waiting` until it is free.
 
-FEW: Final = 1000                        # changes that are made one by one
 
 
 class Stock:
@@ -2621,10 +2648,12 @@ class Stock:
             holes.update(never_leased(pool.prefix) if pool.give == (WIDTH[pool.prefix.version],) else ())
         before = [(pool.name, pool.prefix, pool.regions) for pool in self.pools]
         same = before == [(pool.name, pool.prefix, pool.regions) for pool in pools]
-        old, new = (set[Prefix](), set[Prefix]()) if pins is self.pins else ({*self.pins.ordered}, {*pins.ordered})
-        gone, come = (self.holes | old) - new - holes, (holes | new) - self.holes - old
+        known = pins is self.pins or pins.before is self.pins
+        gone, come = ([], []) if pins is self.pins else (pins.gone, pins.come)
+        gone, come = [*gone, *(self.holes - holes)], [*come, *(holes - self.holes)]
         self.pools, self.holes, self.pins = pools, frozenset(holes), pins
-        if not same or len(gone) + len(come) > FEW or not self.adjust(gone, come):
+        pins.before, pins.gone, pins.come = None, [], []          # what was compared may be forgotten
+        if not (known and same) or len(gone) + len(come) > FEW or not self.adjust(gone, come):
             self.rebuild()
 
     def adjust(self, gone: Iterable[Prefix], come: Iterable[Prefix]) -> bool:
@@ -2633,7 +2662,7 @@ class Stock:
             if prefix in self.waiting or prefix in self.hidden:
                 return False
             if prefix not in self.leased:
-                self.free(prefix)
+                self.free(prefix)                                 # not if it is fixed otherwise
         return all(prefix in self.leased or self.take(prefix) for prefix in come)
 
     def is_fixed(self, prefix: Prefix) -> bool:
@@ -2894,9 +2923,6 @@ class Decider:
         return any(lease.state is not LeaseState.FORMER and lease.key != peer.key
                    for lease in self.stock.overlapping(prefix))
 
-    def revoked_from(self, peer: Peer) -> set[Prefix]:
-        return {lease.prefix for lease in peer.leases if lease.state is LeaseState.REVOKED}
-
     def terms(self, agreement: Agreement, prefix: Prefix) -> Pool | None:
         """Whose lifetimes and options a lease has; one outside of all pools has the first pool's."""
         pools = self.pools_of(agreement)
@@ -2940,10 +2966,13 @@ class Decider:
         return refusal(case, Reason.ENDED, 86400, "the agreement is over")
 
     def revoked(self, case: Case) -> Outcome:
-        """The operator took back what the slot names."""
-        if case.want.prefix not in self.revoked_from(case.peer):
-            return None
-        return refusal(case, Reason.REVOKED, 60, "revoked by the operator")
+        """The operator took back what the slot names, or has just taken back what it had."""
+        for lease in case.peer.leases:
+            if lease.state is LeaseState.REVOKED and lease.slot == case.want.slot:
+                left = lease.heard + REVOKED_S - case.now.boot
+                if left > 0 or lease.prefix == case.want.prefix:
+                    return refusal(case, Reason.REVOKED, max(5, left), "revoked by the operator")
+        return None
 
     def admitted(self, case: Case) -> Outcome:
         """Something new: is there any pool, a disk to write on, and room in the agreement?"""
@@ -3256,12 +3285,12 @@ class Grantor(Decider):
         self.reviewing, self.reviewed = self.review(list(self.peers.values())), False
 
     def review(self, peers: list[Peer]) -> Iterator[None]:
-        """Each known peer under the new configuration; those who hold what is no longer agreed are to be nudged."""
+        """Each known peer as things are now: who holds what is no longer agreed, or nothing, is to be nudged."""
         for peer in peers:
             self.refresh(peer)
             peer.seen = ()
-            if peer.key in self.agreements and any(
-                    lease.state is LeaseState.ACTIVE and not self.stays(peer, lease) for lease in peer.leases):
+            active = [lease for lease in peer.leases if lease.state is LeaseState.ACTIVE]
+            if peer.key in self.agreements and (not active or not all(self.stays(peer, lease) for lease in active)):
                 self.restless.add(peer.key)
             yield
 
@@ -3286,8 +3315,9 @@ class Grantor(Decider):
             victim = self.victim(case)
             if victim is not None:
                 self.end(victim, now)
-        for keeper in [other for other in self.stock.overlapping(prefix) if other.state is LeaseState.FORMER]:
-            self.forget(keeper)
+        if not self.stock.is_free(prefix):
+            for keeper in [other for other in self.stock.overlapping(prefix) if other.state is LeaseState.FORMER]:
+                self.forget(keeper)
         same = [lease for lease in peer.leases if lease.prefix == prefix and lease.state is not LeaseState.REVOKED]
         promised = any(lease.living for lease in same)
         since = next((lease.since for lease in same if lease.living), int(max(0.0, now.wall)))
@@ -3365,7 +3395,7 @@ class Grantor(Decider):
         for lease in peer.living():
             if slot in (None, lease.slot):
                 self.stock.turn(lease, LeaseState.REVOKED)
-                lease.valid_until = now.boot + self.config.hold_s
+                lease.valid_until, lease.heard = now.boot + self.config.hold_s, now.boot
                 self.route(lease)
                 self.save(lease, now)
                 self.watch(lease)
@@ -3664,6 +3694,7 @@ class Grantor(Decider):
         for peer in list(self.peers.values()) if lost else ():
             for lease in [lease for lease in peer.leases if lease.living and lease.id in lost]:
                 self.forget(lease)
+                peer.full_at -= peer.agreement.rate.each_s        # it cost nothing
 
     def restore(self, leases: list[Lease], now: Now) -> list[Key]:
         """From the lease file, where `valid_until` is the time left.  Of two that overlap the newer one is true."""
@@ -4393,9 +4424,9 @@ class Initiator:
 
 
 def without_least(answer: Answer) -> Answer:
-    """Deprecated grants go first, then the last refusal, then the last grant, then the times."""
+    """Deprecated grants go first, then the last refusal, then the last grant (or what is over), then the times."""
     for n in range(len(answer.grants) - 1, -1, -1):
-        if not answer.grants[n].current:
+        if not answer.grants[n].current and answer.grants[n].valid_s:
             return replace(answer, grants=answer.grants[:n] + answer.grants[n + 1 :])
     if answer.refusals:
         return replace(answer, refusals=answer.refusals[:-1])
@@ -5329,14 +5360,14 @@ class FilesOnDisk(Files):
             raise ConfigError(f"{file}: {why}") from None
 
 
-def loading(path: str, before: Mapping[bytes, Agreement]) -> Steps[Config]:
+def loading(path: str, before: Config | None) -> Steps[Config]:
     """The whole configuration, with pauses."""
     config = yield from reading(read_text(path), path, FilesOnDisk(), before)
     return config
 
 
 def load_config(path: str) -> Config:
-    return finished(loading(path, {}))
+    return finished(loading(path, None))
 
 
 def load_main(path: str) -> Config:
@@ -6302,7 +6333,7 @@ class Daemon(Talker):
 
     def reload(self, forced: bool = False) -> None:
         if self.loading is None:
-            self.loading = loading(self.config.file, self.config.agreements)
+            self.loading = loading(self.config.file, self.config)
         else:
             self.load_again = True                                # the file has changed while it was read
         self.forced |= forced
@@ -6322,7 +6353,7 @@ class Daemon(Talker):
         if why:
             log.info("reload refused why=\"%s\"", why)
         if self.load_again:
-            self.load_again, self.loading = False, loading(self.config.file, self.config.agreements)
+            self.load_again, self.loading = False, loading(self.config.file, self.config)
         else:
             self.forced = False
             for control in self.reloaders:
@@ -6332,7 +6363,7 @@ class Daemon(Talker):
 
     def take_over(self, config: Config, now: Now) -> tuple[str, list[Effect]]:
         """What is wrong with the new configuration, or nothing and what it makes us do."""
-        dropped = len({*self.config.pins.ordered} - {*config.pins.ordered}) if self.config.pins.ordered else 0
+        dropped = len(config.pins.gone)
         if dropped > (1 - PINS_KEPT) * len(self.config.pins.ordered) and not self.forced:
             return f"{dropped} of {len(self.config.pins.ordered)} pins would go (`reload --force` if that is meant)", []
         try:
