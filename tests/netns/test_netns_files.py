@@ -173,7 +173,7 @@ lifetime = 20s
 [grantee one]
 key = @one
 pools = six
-""" + "\n".join(f"[grantee {name}]\nkey = @{name}\npools = six\nlimit = 16" for name in CROWD)
+""" + "\n".join(f"[grantee {name}]\nkey = @{name}\npools = six\nlimit = 16\nrate = 100/1s" for name in CROWD)
 CROWD_ASK = "[grantor exit]\nkey = @exit\naddress = 192.0.2.1\nask = " + "\n  ".join(["::/60"] * 8)
 
 
