@@ -45,7 +45,7 @@ from dataclasses import dataclass, field, fields, replace
 from enum import Enum, IntEnum
 from functools import cache
 from heapq import merge
-from itertools import islice, pairwise
+from itertools import chain, islice, pairwise
 from math import inf
 from operator import itemgetter
 from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
@@ -944,8 +944,9 @@ class Pins:
             yield self.ordered[at], self.owners[at]
             at += 1
 
-    def clear_of_others(self, key: bytes, prefix: Prefix) -> bool:
-        return not self.ordered or all(owner == key for _, owner in self.overlapping(prefix))
+    def clear_for(self, key: bytes, prefix: Prefix) -> bool:
+        """It overlaps no pin, or lies inside of one of its own."""
+        return not self.ordered or all(owner == key and pin.holds(prefix) for pin, owner in self.overlapping(prefix))
 
 
 @dataclass(frozen=True)
@@ -1823,7 +1824,7 @@ class PinRow(NamedTuple):
 class Files:
     """What a configuration names, and has to be read too.  Here: nothing."""
 
-    def grantees(self, folder: str) -> Iterator[tuple[str, str, str]]:
+    def grantees(self, folder: str) -> Iterator[tuple[str, str, str | ConfigError]]:
         """(file, name of the grantee, text) of each file; ConfigError if it cannot be read."""
         raise ConfigError(f"{folder}: no files here")
 
@@ -1851,9 +1852,23 @@ def pins_in(row: PinRow) -> list[Prefix]:
         found.append(parse_prefix(row.prefix))
     if not found:
         raise ValueError("neither address nor prefix")
-    if any(pin.length < {4: 8, 6: 16}[pin.version] or is_nobodys(pin) for pin in found):
-        raise ValueError(f"{found[-1]} is too large, or nobody's to give")
+    for pin in found:
+        if pin.length < {4: 8, 6: 16}[pin.version] or is_nobodys(pin):
+            raise ValueError(f"{pin} is too large, or nobody's to give")
     return found
+
+
+def head_in(text: str) -> str:
+    """The first line that says anything, if it begins a section."""
+    begun = next((line for line in map(without_comment, text.split("\n")) if line), "")
+    return begun if begun.startswith("[") else ""
+
+
+def named_in(text: str) -> str:
+    return head_in(text).removeprefix("[grantee ").rstrip("]").strip()
+
+
+PlacedPin = tuple[Prefix, int, bytes]    # pin, where it stands, whose
 
 
 class Draft:
@@ -1865,7 +1880,8 @@ class Draft:
         self.agreements: dict[bytes, Agreement] = {}
         self.keys: dict[str, bytes] = {}                          # of grantees, by name
         self.skipped: list[str] = []
-        self.places: list[tuple[Prefix, int, bytes]] = []         # pin, where it stands, whose
+        self.places: list[PlacedPin] = []
+        self.stale: list[tuple[int, Agreement]] = []              # of files that have gone bad, and where they stand
         self.files: list[str] = []                                # that have places
 
     def skip(self, what: str) -> None:
@@ -1878,7 +1894,7 @@ class Draft:
         self.agreements[agreement.key] = agreement
         self.keys[agreement.name] = agreement.key
 
-    def read_folder(self, files: Iterable[tuple[str, str, str]]) -> Steps[None]:
+    def read_folder(self, files: Iterable[tuple[str, str, str | ConfigError]]) -> Steps[None]:
         """A bad file costs nobody else anything: it is named, and what it said before goes on."""
         for n, (file, name, text) in enumerate(files):
             if n % 20 == 0:
@@ -1887,14 +1903,19 @@ class Draft:
                 self.read_grantee(file, name, text)
             except ConfigError as why:
                 self.skip(str(why))
-                known = self.before.agreements.values() if self.before else ()
-                old = next((agreement for agreement in known if agreement.name == name), None)
-                if old is not None and name not in self.keys and old.key not in self.agreements:
+                old = self.known_before(name if isinstance(text, ConfigError) else named_in(text) or name)
+                if old is not None and old.name not in self.keys and old.key not in self.agreements:
+                    self.stale.append((self.order(file, 1), old))
                     self.admit(old)
 
-    def read_grantee(self, file: str, name: str, text: str) -> None:
-        begun = next((line for line in map(without_comment, text.split("\n")) if line), "")
-        head = "" if begun.startswith("[") else section_of(file, 1, f"[grantee {name}]").head
+    def known_before(self, name: str) -> Agreement | None:
+        known = self.before.agreements.values() if self.before else ()
+        return next((agreement for agreement in known if agreement.name == name), None)
+
+    def read_grantee(self, file: str, name: str, text: str | ConfigError) -> None:
+        if isinstance(text, ConfigError):
+            raise text
+        head = "" if head_in(text) else section_of(file, 1, f"[grantee {name}]").head
         for section in finished(read_sections(text, file, head)):
             section.check("", section.kind != "grantee", "only a [grantee] stands here")
             agreement = read_agreement(section, self.pools)
@@ -1904,12 +1925,17 @@ class Draft:
             self.admit(agreement)
 
     def add_pins(self, pins: Iterable[Prefix], file: str, line: int, owner: bytes) -> None:
+        order = self.order(file, line)
+        self.places += [(pin, order + n, owner) for n, pin in enumerate(pins)]
+
+    def order(self, file: str, line: int) -> int:
+        """Where pins stand: file, line, and room for their number there."""
         if not self.files or self.files[-1] != file:
             self.files.append(file)
-        self.places += [(pin, (len(self.files) - 1) << 32 | line, owner) for pin in pins]
+        return (len(self.files) - 1) << 48 | line << 16
 
     def place(self, order: int) -> str:
-        return f"{self.files[order >> 32]}:{order & 0xFFFFFFFF}"
+        return f"{self.files[order >> 48]}:{order >> 16 & 0xFFFFFFFF}"
 
     def read_pins(self, rows: Iterable[PinRow | str]) -> Steps[None]:
         for n, row in enumerate(rows):
@@ -1935,28 +1961,50 @@ class Draft:
 
     def pins(self) -> Steps[Pins]:
         """All of them; of two that overlap, the one that stands later is left out."""
+        if self.stale:
+            known = {(pin, owner) for pin, _, owner in self.places}
+            self.places += [(pin, order + n, old.key) for order, old in self.stale for n, pin in enumerate(old.pins)
+                            if (pin, old.key) not in known]
         runs = [self.places[at : at + FEW] for at in range(0, len(self.places), FEW)]
         self.places = []
         for run in runs:                                          # sorted at once, 100,000 would be a long pause
             run.sort()
             yield
-        kept: list[tuple[Prefix, int, bytes]] = []
+        kept: list[PlacedPin] = []
+        group: list[PlacedPin] = []                               # the first, and what lies inside of it
         for n, row in enumerate(merge(*runs)):
             if n % FEW == 0:
                 yield
-            while kept and kept[-1][0].holds(row[0]):
-                bad, good = (row, kept[-1]) if row[1] >= kept[-1][1] else (kept.pop(), row)
-                self.skip(f"{self.place(bad[1])}: skipped: {bad[0]} overlaps {good[0]} of {self.place(good[1])}")
-                if bad is row:
-                    break
-            else:
-                kept.append(row)
+            if group and not group[0][0].holds(row[0]):
+                kept += yield from self.apart(group)
+                group = []
+            group.append(row)
+        kept += yield from self.apart(group)
         yield from self.hand_out(kept)
         pins = Pins([row[0] for row in kept], [row[2] for row in kept], self.before.pins if self.before else None)
         yield from pins.compare()
         return pins
 
-    def hand_out(self, kept: list[tuple[Prefix, int, bytes]]) -> Steps[None]:
+    def apart(self, group: list[PlacedPin]) -> Steps[list[PlacedPin]]:
+        """In the order in which they stand: what overlaps none that is kept is kept."""
+        if len(group) < 2:
+            return group
+        lengths = {row[0].length for row in group}
+        taken: dict[Prefix, PlacedPin] = {}
+        around: dict[Prefix, PlacedPin] = {}                      # what holds one that is taken
+        for n, row in enumerate(sorted(group, key=itemgetter(1))):
+            if n % FEW == 0:
+                yield
+            holding = [row[0].network(length) for length in lengths if length <= row[0].length]
+            good = around.get(row[0]) or next((taken[pin] for pin in holding if pin in taken), None)
+            if good is None:
+                taken[row[0]] = row
+                around.update(dict.fromkeys(holding, row))
+            else:
+                self.skip(f"{self.place(row[1])}: skipped: {row[0]} overlaps {good[0]} of {self.place(good[1])}")
+        return sorted(taken.values())
+
+    def hand_out(self, kept: list[PlacedPin]) -> Steps[None]:
         """Each agreement gets its pins, in the order in which they stand."""
         of: dict[bytes, list[tuple[int, Prefix]]] = {}
         for pin, order, owner in kept:
@@ -2786,12 +2834,15 @@ class Stock:
         yield from found
 
     def in_order(self) -> Iterator[Lease]:
-        """Sorted by prefix, pool by pool."""
-        for space in (*self.spaces.values(), *self.rest.values()):
-            for leaf in space.leaves(space.root):
-                if leaf in self.leased and (space.pool.length == 0) == (not self.pool_of(leaf)):
-                    yield self.leased[leaf]
-                yield from self.hidden.get(leaf, ())
+        """Sorted by prefix; only as much of it is looked at as is taken."""
+        spaces = [*self.spaces.values(), *self.rest.values()]
+        return (lease for _, lease in merge(*map(self.leases_in, spaces), key=itemgetter(0)))
+
+    def leases_in(self, space: Space) -> Iterator[tuple[Prefix, Lease]]:
+        for leaf in space.leaves(space.root):
+            if leaf in self.leased and (space.pool.length == 0) == (not self.pool_of(leaf)):
+                yield leaf, self.leased[leaf]
+            yield from ((leaf, lease) for lease in self.hidden.get(leaf, ()))
 
 
 # ==== CHAIN ========================================================== pure ====
@@ -2936,19 +2987,19 @@ class Decider:
         if prefix in agreement.pins:
             return True
         return self.agreed_pool(agreement, prefix) is not None and \
-            self.stock.pins.clear_of_others(agreement.key, prefix)
+            self.stock.pins.clear_for(agreement.key, prefix)
 
     def stays(self, peer: Peer, lease: Lease) -> bool:
         """Still agreed; and there is no pin of its shape that should be there instead."""
         held = {other.prefix for other in peer.leases if other.state is not LeaseState.FORMER}
         pins = peer.agreement.pins
         better = not self.disk_full and lease.prefix not in pins and any(
-            pin.shape == lease.prefix.shape and pin not in held and not self.of_another(peer, pin) for pin in pins)
+            pin.shape == lease.prefix.shape and pin not in held and not self.is_taken(pin) for pin in pins)
         return not better and self.agreed(peer.agreement, lease.prefix)
 
-    def of_another(self, peer: Peer, prefix: Prefix) -> bool:
-        """Is any of it leased to, or revoked from, somebody else?"""
-        return any(lease.state is not LeaseState.FORMER and lease.key != peer.key
+    def is_taken(self, prefix: Prefix, but_by: bytes | None = None) -> bool:
+        """Is any of it leased to, or revoked from, anybody (else)?"""
+        return any(lease.state is not LeaseState.FORMER and lease.key != but_by
                    for lease in self.stock.overlapping(prefix))
 
     def terms(self, agreement: Agreement, prefix: Prefix) -> Pool | None:
@@ -2996,8 +3047,8 @@ class Decider:
     def revoked(self, case: Case) -> Outcome:
         """The operator took back what the slot names, or has just taken back what it had."""
         for lease in case.peer.leases:
-            if lease.state is LeaseState.REVOKED and lease.slot == case.want.slot:
-                left = lease.heard + REVOKED_S - case.now.boot
+            if lease.state is LeaseState.REVOKED:
+                left = lease.heard + REVOKED_S - case.now.boot if lease.slot == case.want.slot else 0.0
                 if left > 0 or lease.prefix == case.want.prefix:
                     return refusal(case, Reason.REVOKED, max(5, left), "revoked by the operator")
         return None
@@ -3057,11 +3108,10 @@ class Decider:
         pins = [pin for pin in case.peer.agreement.pins if pin.version == want.version and pin not in used]
         fitting = [pin for pin in pins if pin.shape == want.shape]
         fitting += [pin for pin in pins if not case.is_asked_for(pin)]
-        for pin in fitting[:1]:
-            if self.of_another(case.peer, pin):
-                return refusal(case, Reason.FULL, 600, "the pinned prefix is still leased to another")
-            return pin
-        return None
+        free = next((pin for pin in fitting if not self.is_taken(pin)), None)
+        if free is None and any(self.is_taken(pin, but_by=case.peer.key) for pin in fitting):
+            return refusal(case, Reason.FULL, 600, "the pinned prefix is still leased to another")
+        return free
 
     # -- handlers: pools -------------------------------------------------------------
 
@@ -3269,7 +3319,7 @@ class Decider:
             return refusal(case, Reason.SITE, said.again_s, said.text)
         if said.version != case.want.prefix.version or is_nobodys(said):
             raise SiteFailure(f"{said} is of another family, or nobody's to give")
-        if self.of_another(case.peer, said) or not self.stock.pins.clear_of_others(case.peer.key, said):
+        if self.is_taken(said, but_by=case.peer.key) or not self.stock.pins.clear_for(case.peer.key, said):
             raise SiteFailure(f"{said} is leased to, or pinned for, another")
         if any(lease.prefix.overlaps(said) for lease in case.others):
             raise SiteFailure(f"{said} is leased to another slot")
@@ -3354,13 +3404,13 @@ class Grantor(Decider):
         lease = Lease(peer.key, slot, prefix, LeaseState.ACTIVE, 0.0, now.boot, promised=promised, since=since, by=by)
         peer.leases.append(lease)
         self.stock.add(lease)
-        self.tell("granted", lease, now)
+        self.tell("granted", lease, now, billed=not promised)
         return lease
 
-    def tell(self, event: str, lease: Lease, now: Now) -> None:
+    def tell(self, event: str, lease: Lease, now: Now, billed: bool = True) -> None:
         name = self.peers[lease.key].agreement.name
         self.out.append(Note(f"{event} grantee={name} slot={lease.slot} prefix={lease.prefix}"))
-        if self.config.accounting and event in ACCOUNTED:
+        if self.config.accounting and event in ACCOUNTED and billed:
             self.out.append(Account(lease.id, {
                 "time": int(now.wall), "event": ACCOUNTED[event], "grantee": name, "key": show_key(lease.key),
                 "slot": lease.slot, "prefix": str(lease.prefix), "begun": lease.since}))
@@ -5217,21 +5267,26 @@ COUNTED: Final = {"heard": ("datagrams_heard_total", "kind"), "sent": ("datagram
                   "drop": ("drops_total", "reason"), "refused": ("refusals_total", "reason")}
 
 
+def labelled(name: str, value: str) -> str:
+    value = value.replace("\\", "\\\\").replace('"', '\\"')
+    return f'{name}="{value}"'
+
+
 def samples(said: Mapping[str, Any]) -> Iterator[tuple[str, str, float]]:
     """(metric, label, value)"""
     for name, count in said["counters"].items():
         head, _, rest = name.replace("_", " ", 1).partition(" ")
         metric, label = COUNTED.get(head, ("failures_total", "kind"))
-        yield metric, f'{label}="{rest if head in COUNTED else name}"', count
+        yield metric, labelled(label, rest if head in COUNTED else name), count
     for pool in said["pools"]:
-        yield "leases", f'pool="{pool["name"]}"', pool["leases"]
-        yield "pool_free_ratio", f'pool="{pool["name"]}"', pool["free_fraction"]
+        yield "leases", labelled("pool", pool["name"]), pool["leases"]
+        yield "pool_free_ratio", labelled("pool", pool["name"]), pool["free_fraction"]
     for name, count in Counter(held["grantor"] for held in said["held"]).items():
-        yield "held_leases", f'grantor="{name}"', count
+        yield "held_leases", labelled("grantor", name), count
     for metric, key in (("grantees", "grantees"), ("sessions", "sessions"), ("recovering_seconds", "recovering"),
                         ("disk_full", "disk_full"), ("skipped_rows", "skipped")):
         yield metric, "", int(said[key])
-    yield "info", f'version="{said["version"]}"', 1
+    yield "info", labelled("version", said["version"]), 1
 
 
 def metrics_text(said: Mapping[str, Any]) -> str:
@@ -5253,6 +5308,9 @@ def metrics_text(said: Mapping[str, Any]) -> str:
 # ==== SHELL =========================================================== I/O ====
 
 
+UNPRINTABLE: Final = dict.fromkeys([*range(0x20), *range(0x7F, 0xA0)], "?")
+
+
 class Log:
     """One event, one line, `key=value`, to standard error.  What the network causes is limited."""
 
@@ -5262,7 +5320,8 @@ class Log:
 
     def info(self, text: str, *values: object) -> None:
         try:
-            os.write(2, ((text % values if values else text) + "\n").encode("utf-8", "backslashreplace"))
+            line = (text % values if values else text).translate(UNPRINTABLE)    # whose words they may be
+            os.write(2, (line + "\n").encode("utf-8", "backslashreplace"))
         except OSError:
             pass
 
@@ -5323,7 +5382,7 @@ SQLITE: Final = b"SQLite format 3\0"
 class FilesOnDisk(Files):
     """The folder of grantees and the files of pins."""
 
-    def grantees(self, folder: str) -> Iterator[tuple[str, str, str]]:
+    def grantees(self, folder: str) -> Iterator[tuple[str, str, str | ConfigError]]:
         try:
             names = sorted(os.listdir(folder))
         except OSError as why:
@@ -5334,12 +5393,12 @@ class FilesOnDisk(Files):
                 yield file, name.removesuffix(".conf"), self.text(file)
 
     @staticmethod
-    def text(file: str) -> str:
-        """What cannot be read is one line that no section has: it is named like any bad file."""
+    def text(file: str) -> str | ConfigError:
+        """What cannot be read is named like any bad file."""
         try:
             return read_text(file)
         except ConfigError as why:
-            return str(why)
+            return why
 
     def pins(self, file: str) -> Iterator[PinRow | str]:
         try:
@@ -5378,10 +5437,12 @@ class FilesOnDisk(Files):
             import sqlite3
         except ImportError:
             raise ConfigError(f"{file}: SQLite needs a package that is missing: python3-sqlite3") from None
+        place = "".join(f"%{ord(letter):02x}" if letter in "%?#" else letter for letter in file)
         try:
-            with sqlite3.connect(f"file:{file.replace('%', '%25').replace('?', '%3f')}?mode=ro", uri=True) as db:
-                for row in db.execute("SELECT rowid, id, address, prefix FROM assignments ORDER BY rowid"):
-                    yield PinRow(file, row[0], *("" if part is None else str(part).strip() for part in row[1:]))
+            with sqlite3.connect(f"file:{place}?mode=ro", timeout=0.0, uri=True) as db:
+                db.text_factory = lambda data: data.decode("utf-8", "replace")
+                for n, row in enumerate(db.execute("SELECT id, address, prefix FROM assignments"), 1):
+                    yield PinRow(file, n, *("" if part is None else str(part).strip() for part in row))
         except sqlite3.Error as why:
             raise ConfigError(f"{file}: {why}") from None
 
@@ -6013,17 +6074,21 @@ class Control:
         self.heard += data
         if not data or len(self.heard) > MAX_CONTROL:
             self.until = -inf
-        elif self.heard.endswith(b"\n") and not self.unsent and not self.asked:
+        elif self.heard.endswith(b"\n") and not self.is_saying and not self.asked:
             try:
                 order = json.loads(self.heard)
                 self.until = now.boot + min(3600.0, max(1.0, float(order.get("wait", CONTROL_S))))
                 said = daemon.obey(self, order, now)
-            except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as why:
+            except (AttributeError, LookupError, OverflowError, RecursionError, TypeError, ValueError) as why:
                 said = {"error": str(why) if type(why) is ValueError else "not understood"}
             self.say(said)
 
     def say(self, said: dict[str, Any] | None) -> None:
         self.heard, self.unsent = b"", b"" if said is None else json.dumps(said).encode() + b"\n"
+
+    @property
+    def is_saying(self) -> bool:
+        return bool(self.unsent) or self.rows is not None
 
     def send(self, now: Now) -> None:
         """As much as the reader takes; who stops reading is cut off."""
@@ -6033,7 +6098,7 @@ class Control:
             self.rows = self.rows if more else None
         sent = self.sock.send(self.unsent)
         self.unsent = self.unsent[sent:]
-        self.until = now.boot + CONTROL_S if self.unsent else -inf
+        self.until = now.boot + CONTROL_S if self.is_saying else -inf
 
     def settle(self, node: Node, now: Now) -> None:
         """Has the grantor answered since `ask` came?"""
@@ -6086,7 +6151,7 @@ class Controls:
             control.hear(daemon, now)
         if control.asked:
             control.settle(daemon.node, now)
-        if control.unsent:
+        if control.is_saying:
             control.send(now)
 
     def accept(self, now: Now) -> None:
@@ -6494,7 +6559,7 @@ class Daemon(Talker):
 
     def obey_leases(self, control: Control, order: Mapping[str, Any], now: Now) -> dict[str, Any]:
         leases = leases_by(self.node, str(order.get("what", "")))
-        control.rows = lease_rows(self.node, leases, now)
+        control.rows = chain(lease_rows(self.node, leases, now), [{}])           # so that one sees that this is all
         return {"leases": len(leases)}
 
     def obey_show(self, _: Control, order: Mapping[str, Any], now: Now) -> dict[str, Any]:
@@ -6573,11 +6638,11 @@ def order(config: Config, do: str, wait_s: float = CONTROL_S, **rest: Any) -> di
         except OSError:
             pass
     first, _, rows = heard.partition(b"\n")
-    if not heard.endswith(b"\n"):
-        raise Silent(f"no daemon answers at {config.control}")
+    if not heard.endswith(b"\n") or (rows and not rows.endswith(b"{}\n")):
+        raise Silent(f"no daemon answers at {config.control}{' to the end' if heard else ''}")
     said: dict[str, Any] = json.loads(first)
     if rows:
-        said["rows"] = [json.loads(row) for row in rows.splitlines()]
+        said["rows"] = [json.loads(row) for row in rows.splitlines()[:-1]]
     if "error" in said:
         raise Fatal(said["error"])
     return said
@@ -6668,13 +6733,24 @@ def chosen(options: Options, config: Config) -> Contact:
     raise Fatal(f"no grantor named '{named}' (have: {', '.join(c.name for c in config.contacts) or 'none'})")
 
 
+def on_file(config: Config, now: Now) -> Node:
+    """What a daemon that starts now knows."""
+    node = Node(config, load_secret(config, make=False), boot_id(), os.urandom)
+    known = os.access(config.leases, os.R_OK)
+    found, damage = (Store(config.leases).read() if known else None) or ({}, [])
+    damage += node.restore([record for _, record in found.values()], now)
+    if os.path.exists(config.key + ".granted"):
+        node.recover(damage, not known, now)
+    else:
+        node.grantor.recovering_until = -inf
+    return node
+
+
 def ask_once(config: Config, contact: Contact, event: Event, wait_s: float) -> dict[str, Any]:
     """A whole exchange without a daemon."""
     alone = replace(config, pools=(), agreements={}, contacts=(replace(contact, install=False, hook=""),))
-    node = Node(alone, load_secret(config, make=False), boot_id(), os.urandom)
     now = clock_now()
-    read = Store(config.leases).read() if os.access(config.leases, os.R_OK) else None
-    node.restore([record for _, record in read[0].values()] if read else [], now)
+    node = on_file(alone, now)
     node.start(now)
     grantee, talker = node.grantees[contact.name], Talker(node, ())
     effects = grantee.step(event, now)
@@ -6767,12 +6843,9 @@ def explain(options: Options) -> int:
     peer, asked_for = named_peer(options), " ".join(options.words[1:]) or "::/64"
     said = order(load_main(options.file), "explain", what=peer, ask=asked_for)
     if said is None:
-        config = load_config(options.file)
-        node = Node(config, load_secret(config, make=False), boot_id(), os.urandom)
+        config, now = load_config(options.file), clock_now()
+        node = on_file(config, now)
         node.grantor.site = load_handlers(config.handlers)
-        now = clock_now()
-        read = Store(config.leases).read() if os.access(config.leases, os.R_OK) else None
-        node.restore([record for _, record in read[0].values()] if read else [], now)
         said = explained(node, peer, asked_for, now)
     say(json.dumps(said) if "--json" in options.flags else explained_text(said))
     return 0
@@ -6792,9 +6865,14 @@ def metrics(options: Options) -> int:
         sys.stdout.write(text)
         return 0
     temporary = f"{options.words[0]}.{os.getpid()}"
-    with open(temporary, "w") as file:
-        file.write(text)
-    os.rename(temporary, options.words[0])
+    try:
+        with open(temporary, "w") as file:
+            file.write(text)
+        os.rename(temporary, options.words[0])
+    except OSError:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+        raise
     return 0
 
 
