@@ -45,7 +45,7 @@ from dataclasses import dataclass, field, fields, replace
 from enum import Enum, IntEnum
 from functools import cache
 from heapq import merge
-from itertools import chain, islice, pairwise
+from itertools import chain, groupby, islice, pairwise
 from math import inf
 from operator import itemgetter
 from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
@@ -103,7 +103,7 @@ MAX_CONTROLS:   Final = 16             # control connections at once
 CONTROL_S:      Final = 10             # seconds for a control connection to ask and to read
 MAX_CONTROL:    Final = 65_536         # bytes of a control message towards the daemon
 MAX_SHOWN:      Final = 2_000          # leases in one `status` (`leases` shows all)
-AT_ONCE:        Final = 500            # leases that end, peers that are reviewed, before asks are heard again
+AT_ONCE:        Final = 500            # leases that end, or are reviewed, before asks are heard again
 FEW:            Final = 1000           # rows read between two pauses; pins that change one by one
 REVOKED_S:      Final = 60             # seconds until who was revoked something may have something else
 SLICE_S:        Final = 0.02           # seconds of reading a new configuration, before asks are heard again
@@ -2727,7 +2727,8 @@ class Stock:
 
     def rebuild(self, but: Prefix | None = None) -> None:
         """From all leases, pins and holes, but one."""
-        ordered = sorted({*self.leased, *self.holes, *self.pins.ordered} - {but})
+        everything = sorted([*self.pins.ordered, *self.holes, *self.leased])       # the pins are in order already
+        ordered = [prefix for prefix, _ in groupby(everything) if prefix != but]
         self.spaces: dict[str, Space] = {}
         self.waiting: set[Prefix] = set()
         self.hidden: dict[Prefix, list[Lease]] = {}
@@ -2826,12 +2827,18 @@ class Stock:
                     yield lease
 
     def overlapping(self, prefix: Prefix) -> Iterator[Lease]:
-        found = dict.fromkeys(self.covering(prefix))
+        seen = set[Lease]()
+        for lease in chain(self.covering(prefix), self.inside(prefix)):
+            if lease not in seen:
+                seen.add(lease)
+                yield lease
+
+    def inside(self, prefix: Prefix) -> Iterator[Lease]:
         for space in self.around(prefix):
             for leaf in space.leaves(space.within(prefix)):
-                found |= dict.fromkeys([self.leased[leaf]] if leaf in self.leased else [])
-                found |= dict.fromkeys(lease for lease in self.hidden.get(leaf, ()) if lease.prefix.overlaps(prefix))
-        yield from found
+                if leaf in self.leased:
+                    yield self.leased[leaf]
+                yield from (lease for lease in self.hidden.get(leaf, ()) if lease.prefix.overlaps(prefix))
 
     def in_order(self) -> Iterator[Lease]:
         """Sorted by prefix; only as much of it is looked at as is taken."""
@@ -2991,10 +2998,9 @@ class Decider:
 
     def stays(self, peer: Peer, lease: Lease) -> bool:
         """Still agreed; and there is no pin of its shape that should be there instead."""
-        held = {other.prefix for other in peer.leases if other.state is not LeaseState.FORMER}
         pins = peer.agreement.pins
-        better = not self.disk_full and lease.prefix not in pins and any(
-            pin.shape == lease.prefix.shape and pin not in held and not self.is_taken(pin) for pin in pins)
+        better = pins and not self.disk_full and lease.prefix not in pins and any(
+            pin.shape == lease.prefix.shape and not self.is_taken(pin) for pin in pins)
         return not better and self.agreed(peer.agreement, lease.prefix)
 
     def is_taken(self, prefix: Prefix, but_by: bytes | None = None) -> bool:
@@ -3344,7 +3350,7 @@ class Grantor(Decider):
         self.shared = False
         self.by: tuple[tuple[int, str], ...] = ()                 # slots of the last ask, and what decided them
         self.restless: set[bytes] = set()                         # who is to be nudged
-        self.reviewing: Iterator[None] = iter(())
+        self.reviewing: Iterator[object] = iter(())
         self.reviewed = True
 
     # -- the configuration -----------------------------------------------------------
@@ -3358,7 +3364,7 @@ class Grantor(Decider):
         self.stock.fit(pools, config.pins)
         self.reviewing, self.reviewed = self.review(list(self.peers.values())), False
 
-    def review(self, peers: list[Peer]) -> Iterator[None]:
+    def review(self, peers: list[Peer]) -> Iterator[object]:
         """Each known peer as things are now: who holds what is no longer agreed, or nothing, is to be nudged."""
         for peer in peers:
             self.refresh(peer)
@@ -3366,7 +3372,7 @@ class Grantor(Decider):
             active = [lease for lease in peer.leases if lease.state is LeaseState.ACTIVE]
             if peer.key in self.agreements and (not active or not all(self.stays(peer, lease) for lease in active)):
                 self.restless.add(peer.key)
-            yield
+            yield from active or (None,)                          # so much work it was
 
     def refresh(self, peer: Peer) -> None:
         """Its agreement as it is now."""
@@ -5072,15 +5078,16 @@ def peer_named(node: Node, what: str) -> Peer | None:
     return next(no_longer, None)
 
 
-def leases_by(node: Node, what: str) -> list[Lease]:
+def leases_by(node: Node, what: str) -> Iterable[Lease]:
     """Of a peer, around an address or prefix and inside of it, or all; ValueError if it is none of these."""
-    stock = node.grantor.stock
-    if not what:
-        return list(stock.leased.values())
-    peer = peer_named(node, what)
+    stock, peer = node.grantor.stock, peer_named(node, what) if what else None
     if peer is not None:
         return list(peer.leases)
-    return sorted(stock.overlapping(parse_prefix(what)), key=lambda lease: lease.prefix)
+    place = parse_prefix(what) if what else None
+    few = list(islice(stock.overlapping(place), FEW)) if place else []
+    if place and len(few) < FEW:
+        return few
+    return (lease for lease in list(stock.leased.values()) if place is None or place.overlaps(lease.prefix))
 
 
 def agreement_shown(agreement: Agreement) -> dict[str, Any]:
@@ -6558,9 +6565,9 @@ class Daemon(Talker):
         return status_of(self.node, now, min(MAX_SHOWN, max(0, int(order.get("rows", MAX_SHOWN)))))
 
     def obey_leases(self, control: Control, order: Mapping[str, Any], now: Now) -> dict[str, Any]:
-        leases = leases_by(self.node, str(order.get("what", "")))
-        control.rows = chain(lease_rows(self.node, leases, now), [{}])           # so that one sees that this is all
-        return {"leases": len(leases)}
+        rows = lease_rows(self.node, leases_by(self.node, str(order.get("what", ""))), now)
+        control.rows = chain(rows, [{}])                          # the end, so that one sees that this is all
+        return {}
 
     def obey_show(self, _: Control, order: Mapping[str, Any], now: Now) -> dict[str, Any]:
         return show_of(self.node, str(order["what"]), now)
