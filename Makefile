@@ -37,7 +37,8 @@ soak:           ## the simulation with SEEDS=10000
 	@SEEDS=$(SEEDS) $(WITH) check -m pytest tests/test_simulation.py
 
 bench:          ## how fast it is, beside the programs it replaces (root)
-	@$(WITH) test tests/bench/run.py
+	@$(WITH) bench tests/bench/run.py
+	@$(WITH) bench tests/bench/beside.py
 
 docs:           ## rewrite the tables of README.md and PROTOCOL.md from the code
 	@$(WITH) check tests/docs.py --write

@@ -4,6 +4,7 @@
 #     tests/setup.sh demo   [ARGUMENT...]   PyNaCl, and the programs that the demo shows
 #     tests/setup.sh check  [ARGUMENT...]   lint, types and fast tests, in .venv
 #     tests/setup.sh test   [ARGUMENT...]   all of it
+#     tests/setup.sh bench  [ARGUMENT...]   and the programs that it is measured beside
 #
 # As root, where there is apt, it installs what is missing.  Elsewhere it says what to install and goes on with
 # what there is.  Where nothing is missing it changes nothing and says nothing.  No service is started or enabled.
@@ -16,10 +17,13 @@ TOOLS='pytest>=7.2 hypothesis>=6.60 noiseprotocol>=0.3.1 ruff>=0.12 mypy>=1.11'
 
 # command      Debian's package     needed for
 PROGRAMS='
-  ip           iproute2             demo test
+  ip           iproute2             demo test bench
   babeld       babeld               demo test
   radvd        radvd                demo test
-  dnsmasq      dnsmasq-base         test
+  dnsmasq      dnsmasq-base         test bench
+  kea-dhcp6    kea-dhcp6-server     bench
+  dhcpd        isc-dhcp-server      bench
+  taskset      util-linux           bench
   wg           wireguard-tools      test
   wireguard-go wireguard-go         test
   busybox      busybox              test
@@ -30,7 +34,7 @@ PROGRAMS='
   jq           jq                   check test
   shellcheck   shellcheck           check test
 '
-SERVICES='babeld radvd'     # what their packages would start at the next boot
+SERVICES='babeld radvd kea-dhcp6-server isc-dhcp-server'     # what their packages would start at the next boot
 BUNDLE=/etc/ssl/certs/ca-certificates.crt
 
 say() { echo "setup: $*" >&2; }
@@ -156,7 +160,7 @@ make_venv() {
 purpose=${1:-}
 case $purpose in
     demo)       modules=''                  wheels=$LIBRARY ;;
-    check|test) modules='pytest hypothesis' wheels="$LIBRARY $TOOLS" ;;
+    check|test|bench) modules='pytest hypothesis' wheels="$LIBRARY $TOOLS" ;;
     *)          sed -n '2,/^$/s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
 esac
 shift
