@@ -56,11 +56,16 @@ def subprefix(dice: random.Random, pool: ddpd.Prefix, longest: int) -> ddpd.Pref
 
 @pytest.mark.parametrize("pool", ["10.0.0.0/24", "2001:db8::/122", "2001:db8::/58"])
 @pytest.mark.parametrize("seed", range(20))
-def test_agrees_with_the_obvious_allocator(pool: str, seed: int) -> None:
+@pytest.mark.parametrize("taken", [0, 1, 25])
+def test_agrees_with_the_obvious_allocator(pool: str, taken: int, seed: int) -> None:
+    """Also one that is built from what is taken already: its forks are made when they are looked at."""
     dice = random.Random(seed)
     whole = ddpd.parse_prefix(pool)
-    space, oracle = ddpd.Space(whole), Obvious(whole)
     longest = min(whole.length + 6, ddpd.WIDTH[whole.version])
+    oracle = Obvious(whole)
+    for _ in range(taken):
+        oracle.take(subprefix(dice, whole, longest))
+    space = ddpd.Space(whole, (), sorted(oracle.taken))
     for _ in range(60):
         prefix = subprefix(dice, whole, longest)
         if dice.random() < 0.4:
