@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import random
 import re
 import signal
 import socket
@@ -136,9 +137,13 @@ class Daemon:
 
 
 def free_port(host: str = "::1") -> int:
-    """A UDP port that nobody uses now."""
+    """A UDP port that nobody uses now, and that the kernel will give to no client of ours."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_DGRAM) as sock:
-        sock.bind((host, 0))
-        port: int = sock.getsockname()[1]
-        return port
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket(family, socket.SOCK_DGRAM) as sock:
+            try:
+                sock.bind((host, port))
+            except OSError:
+                continue
+            return port

@@ -47,6 +47,7 @@ give   = /32
 key   = @home
 pools = prefixes6 addresses6 prefixes4 addresses4
 limit = 2
+rate  = 100/1s
 route = {}
 """
 HOME = """
