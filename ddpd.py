@@ -43,7 +43,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass, field, fields, replace
 from enum import Enum, IntEnum
-from functools import cache
+from functools import cache, partial
 from heapq import merge
 from itertools import chain, groupby, islice, pairwise
 from math import inf
@@ -51,7 +51,7 @@ from operator import itemgetter
 from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 from sys import byteorder
 from types import FrameType
-from typing import Any, ClassVar, Final, Generic, NamedTuple, TypeVar, dataclass_transform
+from typing import IO, Any, ClassVar, Final, Generic, NamedTuple, TypeVar, dataclass_transform
 
 from nacl._sodium import ffi, lib  # what nacl.bindings wraps: its checks cost more than a small datagram's cipher
 
@@ -110,6 +110,8 @@ SLICE_S:        Final = 0.02           # seconds of reading a new configuration,
 HANDLER_S:      Final = 1.0            # seconds that a handler of the site may take
 SLOW_S:         Final = 0.05           # ... and after which its slowness is logged
 MAX_UNWRITTEN:  Final = 10_000         # lines that wait for an accounting log that cannot be written
+MAX_UNKNOWN:    Final = 10             # ids of pins that nobody has, of those that `check` names
+MAX_OWN:        Final = 262_144        # bytes of a grantee's file, of the handlers, of a line of pins
 PINS_KEPT:      Final = 0.7            # part of the pins that a reload has to keep, unless forced
 RETRY_INSTALL_S: Final = 30            # seconds between two tries to install what the kernel refused
 RETRY_DISK_S:   Final = 10             # seconds between two tries to write what could not be written
@@ -188,7 +190,8 @@ def parse_interface(text: str) -> Prefix:
     try:
         packed = inet_pton(FAMILY[version], host)
     except OSError:
-        raise ValueError(f"'{host}' is not an IP address") from None
+        meant = f" (did you mean ::{text}?)" if length and not host else ""
+        raise ValueError(f"'{host}' is not an IP address{meant}") from None
     bits = length if length else str(WIDTH[version])
     if not (bits.isascii() and bits.isdigit()) or int(bits) > WIDTH[version]:
         raise ValueError(f"/{length} is no length of IPv{version} (0 to {WIDTH[version]})")
@@ -882,6 +885,10 @@ class Pool:
     ends: float = inf                    # CLOCK_BOOTTIME: when what it follows ends ...
     prefers: float = inf                 # ... and when that is preferred no longer
 
+    @property
+    def has_twins(self) -> bool:
+        return self.share != (1, 1)
+
     def is_own(self, prefix: Prefix) -> bool:
         """Is this of our share?"""
         return any(region.holds(prefix) for region in self.regions)
@@ -917,23 +924,27 @@ class Pins:
         self.before = before                                      # those that they replace ...
         self.gone: list[Prefix] = []                              # ... and in what they differ
         self.come: list[Prefix] = []
+        self.lost = 0                                             # that somebody had, and has no longer
 
     def compare(self) -> Generator[None, None, None]:
         """Both are in order, so one walk along them does."""
-        old, new = iter(self.before.ordered if self.before else ()), iter(self.ordered)
-        was, now_is, steps = next(old, None), next(new, None), 0
-        while was is not None or now_is is not None:
-            steps += 1
-            if steps % FEW == 0:
+        if self.before is None:
+            return
+        old, new, at = self.before, self, 0
+        for n, (pin, owner) in enumerate(zip(old.ordered, old.owners, strict=True)):
+            if n % FEW == 0:
                 yield
-            if was == now_is:
-                was, now_is = next(old, None), next(new, None)
-            elif now_is is None or (was is not None and was < now_is):
-                self.gone += [was] if was else []
-                was = next(old, None)
+            come = at
+            while at < len(new.ordered) and new.ordered[at] < pin:
+                at += 1
+            self.come += new.ordered[come:at]
+            if at < len(new.ordered) and new.ordered[at] == pin:
+                self.lost += owner not in (b"", new.owners[at])
+                at += 1
             else:
-                self.come.append(now_is)
-                now_is = next(new, None)
+                self.gone.append(pin)
+                self.lost += 1
+        self.come += new.ordered[at:]
 
     def overlapping(self, prefix: Prefix) -> Iterator[tuple[Prefix, bytes]]:
         """Those that this prefix overlaps, and whose they are."""
@@ -984,6 +995,7 @@ class Config:
     contacts: tuple[Contact, ...]
     pins: Pins
     skipped: tuple[str, ...]             # bad rows of pin files and bad files of grantees, a line each
+    unknown: tuple[str, ...]             # ids of pins that are nobody's, the first of them
 
 
 def words(text: str) -> list[str]:
@@ -1209,7 +1221,7 @@ def parse_rate(text: str) -> Rate:
 def parse_bounds(text: str) -> tuple[float, float]:
     """`6h` at most, or `1h-6h`."""
     low, dash, high = text.rpartition("-")
-    bounds = (duration(low) if dash else 0.0, duration(high))
+    bounds = (duration(low.strip()) if dash else 0.0, duration(high.strip()))
     if bounds[0] > bounds[1]:
         raise ValueError(f"'{text}' is empty (such as 1h-6h: the shorter time first)")
     return bounds
@@ -1821,11 +1833,14 @@ class PinRow(NamedTuple):
     prefix: str
 
 
+GranteeFile = tuple[str, str, Callable[[], str]]                  # file, name of the grantee, what reads it
+
+
 class Files:
     """What a configuration names, and has to be read too.  Here: nothing."""
 
-    def grantees(self, folder: str) -> Iterator[tuple[str, str, str | ConfigError]]:
-        """(file, name of the grantee, text) of each file; ConfigError if it cannot be read."""
+    def grantees(self, folder: str) -> Iterator[GranteeFile]:
+        """Each file; ConfigError if the folder cannot be read."""
         raise ConfigError(f"{folder}: no files here")
 
     def pins(self, file: str) -> Iterator[PinRow | str]:
@@ -1876,10 +1891,12 @@ class Draft:
 
     def __init__(self, before: Config | None) -> None:
         self.before = before
+        self.old = {old.name: old for old in before.agreements.values()} if before else {}
         self.pools: dict[str, Pool] = {}
         self.agreements: dict[bytes, Agreement] = {}
         self.keys: dict[str, bytes] = {}                          # of grantees, by name
         self.skipped: list[str] = []
+        self.unknown: list[str] = []                              # ids of pins that nobody has, the first of them
         self.places: list[PlacedPin] = []
         self.stale: list[tuple[int, Agreement]] = []              # of files that have gone bad, and where they stand
         self.files: list[str] = []                                # that have places
@@ -1894,33 +1911,30 @@ class Draft:
         self.agreements[agreement.key] = agreement
         self.keys[agreement.name] = agreement.key
 
-    def read_folder(self, files: Iterable[tuple[str, str, str | ConfigError]]) -> Steps[None]:
+    def read_folder(self, files: Iterable[GranteeFile]) -> Steps[None]:
         """A bad file costs nobody else anything: it is named, and what it said before goes on."""
-        for n, (file, name, text) in enumerate(files):
+        for n, (file, name, read) in enumerate(files):
             if n % 20 == 0:
                 yield
+            text = ""
             try:
+                text = read()
                 self.read_grantee(file, name, text)
             except ConfigError as why:
                 self.skip(str(why))
-                old = self.known_before(name if isinstance(text, ConfigError) else named_in(text) or name)
+                old = self.old.get(named_in(text) or name)
                 if old is not None and old.name not in self.keys and old.key not in self.agreements:
                     self.stale.append((self.order(file, 1), old))
                     self.admit(old)
 
-    def known_before(self, name: str) -> Agreement | None:
-        known = self.before.agreements.values() if self.before else ()
-        return next((agreement for agreement in known if agreement.name == name), None)
-
-    def read_grantee(self, file: str, name: str, text: str | ConfigError) -> None:
-        if isinstance(text, ConfigError):
-            raise text
+    def read_grantee(self, file: str, name: str, text: str) -> None:
         head = "" if head_in(text) else section_of(file, 1, f"[grantee {name}]").head
         for section in finished(read_sections(text, file, head)):
             section.check("", section.kind != "grantee", "only a [grantee] stands here")
             agreement = read_agreement(section, self.pools)
             section.check("", agreement.name in self.keys, "a grantee of this name stands elsewhere too")
-            section.check("key", agreement.key in self.agreements, "the same as that of another grantee")
+            twin = self.agreements.get(agreement.key)
+            section.check("key", twin is not None, f"the same as that of {twin.name if twin else ''}")
             self.add_pins(agreement.pins, file, section.line, agreement.key)
             self.admit(agreement)
 
@@ -1951,13 +1965,17 @@ class Draft:
 
     def owner(self, text: str) -> bytes:
         """Whose a row is: a grantee's by name or key; empty if nobody's here, and then it is only kept from others."""
-        if text in self.keys:
-            return self.keys[text]
-        try:
-            key = public_key(text)
-        except ValueError:
-            return b""
-        return key if key in self.agreements else b""
+        key = self.keys.get(text, b"")
+        if not key and text.endswith("="):
+            try:
+                key = public_key(text)
+            except ValueError:
+                pass
+        if key in self.agreements:
+            return key
+        if len(self.unknown) < MAX_UNKNOWN and text not in self.unknown:
+            self.unknown.append(text)
+        return b""
 
     def pins(self) -> Steps[Pins]:
         """All of them; of two that overlap, the one that stands later is left out."""
@@ -2050,7 +2068,8 @@ def reading(text: str, file: str, files: Files, before: Config | None) -> Steps[
     listen = main["listen"] or ((HostPort("::", PORT),) if draft.pools else ())
     return Config(file, main["key"], listen, main["leases"], main["control"], main["mark"], main["load"],
                   main["hold"], main["accounting"] or "", main["handlers"] or "", main["rate"],
-                  tuple(draft.pools.values()), draft.agreements, contacts, pins, tuple(draft.skipped))
+                  tuple(draft.pools.values()), draft.agreements, contacts, pins, tuple(draft.skipped),
+                  tuple(draft.unknown))
 
 
 def read_config(text: str, file: str) -> Config:
@@ -2664,13 +2683,30 @@ class Peer:
     seen: tuple[Any, ...] = ()           # what `reach` was last decided from
     hostname: str = ""
     nudged: int = 0                      # nudges sent without an ask since
+    revoked_at: float = -inf             # when all that it had was taken back
     glass: Glass | None = None
 
     def living(self) -> list[Lease]:
         return [lease for lease in self.leases if lease.living]
 
+    def active(self, slot: int) -> Lease | None:
+        return next((lease for lease in self.leases if lease.slot == slot and lease.state is LeaseState.ACTIVE), None)
+
 
 NOBODY: Final = Agreement("(no longer configured)", b"", (), 1, (), (), "none", (), (0.0, inf), inf, Rate(1, 1.0))
+
+
+def full_s(agreement: Agreement, pool: Pool) -> float:
+    """The lifetime of a lease of this pool, where nothing ends before."""
+    low, high = agreement.bounds
+    return min(max(pool.valid_s, low), high)
+
+
+def preferred_of(pool: Pool, valid_s: float) -> float:
+    """Of this lifetime: in the pool's proportions, where it is shorter than the pool's."""
+    if valid_s > pool.valid_s - 1.0:
+        return min(pool.preferred_s, valid_s)
+    return pool.preferred_s * valid_s / pool.valid_s if pool.valid_s < inf else valid_s / 2
 
 
 def wait_for(rate: Rate, full_at: float, now: Now) -> float:
@@ -2855,8 +2891,8 @@ class Stock:
 # ==== CHAIN ========================================================== pure ====
 #
 # What one slot of an ask gets is decided by a chain of small handlers, each with one
-# reason to exist: the first that names a prefix or a refusal ends it.  They change
-# nothing, so `explain` can run them too.  A site's own stand between them:
+# reason to exist: the first that names a prefix or a refusal ends it.  They leave everything
+# as it was, so `explain` can run them too.  A site's own stand between them:
 #
 #     before_agreement  agreement  after_agreement  before_pins  pins  after_pins  ...
 #                      (or instead_of_agreement)
@@ -2870,11 +2906,11 @@ class Case(NamedTuple):
     ask: Ask
     now: Now
     has: Lease | None = None             # what the slot has, if it is what it wants and still agreed
-    sourced: bool = False                # ... or what only a handler of the site can have given it
+    sourced: Prefix | None = None        # ... or what perhaps a handler of the site has given it
 
     @property
     def is_new(self) -> bool:
-        return self.has is None and not self.sourced
+        return self.has is None and self.sourced is None
 
     def is_asked_for(self, prefix: Prefix) -> bool:
         """Does any slot of the ask want just this family and length?"""
@@ -2966,8 +3002,10 @@ class Decider:
         self.rand = rand
         self.config, self.agreements = config, config.agreements
         self.pools: dict[str, Pool] = {}                          # those that have a place now
+        self.shared = False                                       # one of them with a twin
         self.unsettled: set[str] = set()                          # pools that may have one soon
         self.site: dict[str, SiteHandler] = {}
+        self.hopeless: set[tuple[str, int]] = set()               # pool, length: nothing to reclaim as things are
         self.stock = Stock()
         self.peers: dict[bytes, Peer] = {}
         self.former: dict[Prefix, Lease] = {}                     # oldest first
@@ -3014,10 +3052,8 @@ class Decider:
         return next((pool for pool in pools if pool.prefix.holds(prefix)), pools[0] if pools else None)
 
     def valid_s(self, agreement: Agreement, pool: Pool, now: Now) -> float:
-        """How long a lease of this pool is promised to this grantee."""
-        low, high = agreement.bounds
-        agreed_s = min(max(pool.valid_s, low), high, agreement.until - now.wall)
-        return max(0.0, min(agreed_s, pool.ends - now.boot))
+        """How long a lease of this pool is promised to this grantee from now on."""
+        return max(0.0, min(full_s(agreement, pool), agreement.until - now.wall, pool.ends - now.boot))
 
     # -- tickets ---------------------------------------------------------------------
 
@@ -3035,12 +3071,20 @@ class Decider:
         hours = int(case.now.wall // 3600) - int.from_bytes(want.ticket[:4], "big")
         return 3600.0 * max(0, hours - 1)
 
+    def is_twins(self, prefix: Prefix) -> bool:
+        """Is it of another share of one of our pools?"""
+        return self.shared and any(pool.prefix.holds(prefix) and not pool.is_own(prefix)
+                                   for pool in self.pools.values())
+
     def may_keep(self, case: Case, prefix: Prefix) -> bool:
         """A prefix of a twin's share: only under its ticket, for half of `hold`."""
-        pool = next((pool for pool in self.pools.values() if pool.prefix.holds(prefix)), None)
-        if pool is None or pool.is_own(prefix):
-            return True
-        return prefix == case.want.prefix and self.ticket_age_s(case) <= self.config.hold_s / 2
+        return not self.is_twins(prefix) or (
+            prefix == case.want.prefix and self.ticket_age_s(case) <= self.config.hold_s / 2)
+
+    def is_newer(self, case: Case, prefix: Prefix) -> bool:
+        """Does it hold by now what a twin has given it?"""
+        asked = case.want.prefix
+        return asked != prefix and self.is_twins(asked) and self.may_keep(case, asked)
 
     # -- handlers: the agreement -----------------------------------------------------
 
@@ -3051,7 +3095,10 @@ class Decider:
         return refusal(case, Reason.ENDED, 86400, "the agreement is over")
 
     def revoked(self, case: Case) -> Outcome:
-        """The operator took back what the slot names, or has just taken back what it had."""
+        """The operator took back what the slot names, or has just taken back what it, or the grantee, had."""
+        left = case.peer.revoked_at + REVOKED_S - case.now.boot
+        if left > 0:
+            return refusal(case, Reason.REVOKED, max(5, left), "revoked by the operator")
         for lease in case.peer.leases:
             if lease.state is LeaseState.REVOKED:
                 left = lease.heard + REVOKED_S - case.now.boot if lease.slot == case.want.slot else 0.0
@@ -3087,13 +3134,11 @@ class Decider:
         """Something new: so many at once, and so many in a time."""
         if not case.is_new:
             return None
-        wait_s, own = wait_for(case.peer.agreement.rate, case.peer.full_at, case.now), True
+        waits = [(wait_for(case.peer.agreement.rate, case.peer.full_at, case.now), "")]
         if self.config.rate is not None:
-            all_s = wait_for(self.config.rate, self.full_at, case.now)
-            wait_s, own = (all_s, False) if all_s > wait_s else (wait_s, own)
-        if wait_s <= 0:
-            return None
-        return refusal(case, Reason.RATE, wait_s + 1, f"too many new leases{'' if own else ' of all grantees'}")
+            waits.append((wait_for(self.config.rate, self.full_at, case.now), " of all grantees"))
+        wait_s, whose = max(waits, key=itemgetter(0))
+        return refusal(case, Reason.RATE, wait_s + 1, f"too many new leases{whose}") if wait_s > 0 else None
 
     def victim(self, case: Case) -> Lease | None:
         """At the limit, the unnamed slot that was unrenewed for longest goes first."""
@@ -3149,8 +3194,9 @@ class Decider:
         if not prefix.first or pool is None or not is_leasable(prefix, pool.prefix):
             return None
         age_s = self.ticket_age_s(case)
+        is_old = age_s > full_s(case.peer.agreement, pool)
         if age_s == inf or not self.may_keep(case, prefix) or \
-                (age_s > pool.valid_s and self.recovering_until > case.now.boot and pool.is_own(prefix)):
+                (is_old and self.recovering_until > case.now.boot and pool.is_own(prefix)):
             return None                                           # a wish, not a claim
         keeper = self.former.get(prefix)
         mine = keeper is not None and keeper.key in (b"", case.peer.key)
@@ -3181,6 +3227,9 @@ class Decider:
     def drawn(self, case: Case) -> Outcome:
         """A random free prefix; one held back for somebody else only if nothing else is left."""
         agreement, want = case.peer.agreement, case.want.prefix
+        if self.shared and sum(lease.state is LeaseState.FORMER for lease in case.peer.leases) >= \
+                MAX_FORMER * agreement.limit:
+            return refusal(case, Reason.LIMIT, 3600, "too many ended leases are held back for it")
         pools = [pool for pool in self.pools_of(agreement, want.version) if want.length in pool.give]
         for pool in pools:
             prefix = self.draw(pool, want.length)
@@ -3207,19 +3256,22 @@ class Decider:
 
     def reclaim(self, pool: Pool, length: int, agreement: Agreement) -> Prefix | None:
         """What is held back and nothing else, the oldest first.  Of a share nothing: a twin may have renewed it."""
-        space, seen = self.stock.spaces[pool.name], set[Prefix]()
-        for held_back in self.former if pool.share == (1, 1) else ():
+        space, seen, found = self.stock.spaces[pool.name], set[Prefix](), False
+        for held_back in self.former if (pool.name, length) not in self.hopeless and not pool.has_twins else ():
             block = held_back.network(min(length, held_back.length))
             if block in seen or not pool.prefix.holds(block) or any(
                     leaf not in self.former for leaf in space.leaves(space.within(block))):
                 seen.add(block)
                 continue
             seen.add(block)
+            found = True
             step = SIZES[block.version][length]
             for first in range(block.first, block.first + block.size, step)[:4]:
                 prefix = Prefix(block.version, first, length)     # the first may be no lease, or pinned
                 if is_leasable(prefix, pool.prefix) and self.agreed(agreement, prefix):
                     return prefix
+        if not found:
+            self.hopeless.add((pool.name, length))
         return None
 
     def next_end(self) -> float:
@@ -3243,22 +3295,20 @@ class Decider:
     STAGES: ClassVar[Mapping[str, tuple[Callable[[Decider, Case], Outcome], ...]]] = {
         "agreement": (ended, revoked, admitted, sized, rated),
         "pins":      (kept, pinned),
-        "pools":     (right_length, remembered, claimed, recovered, moved, drawn),
+        "pools":     (right_length, claimed, remembered, recovered, moved, drawn),
     }
 
     def case(self, peer: Peer, want: Want, ask: Ask, now: Now) -> Case:
         """With what the slot has, if that is what it wants and still agreed."""
-        case, pins = Case(peer, want, ask, now), peer.agreement.pins
-        for lease in peer.leases:
-            prefix = lease.prefix
-            if lease.state is not LeaseState.ACTIVE or lease.slot != want.slot:
-                continue
-            fits = prefix.shape == want.prefix.shape or (
-                prefix in pins and prefix.version == want.prefix.version and not case.is_asked_for(prefix))
-            if fits and self.may_keep(case, prefix) and self.stays(peer, lease):
-                return case._replace(has=lease)
-            case = case._replace(sourced=bool(self.site) and not self.agreed(peer.agreement, prefix))
-        return case
+        case, lease = Case(peer, want, ask, now), peer.active(want.slot)
+        if lease is None:
+            return case
+        prefix = lease.prefix
+        fits = prefix.shape == want.prefix.shape or (prefix in peer.agreement.pins
+            and prefix.version == want.prefix.version and not case.is_asked_for(prefix))
+        if fits and self.may_keep(case, prefix) and self.stays(peer, lease) and not self.is_newer(case, prefix):
+            return case._replace(has=lease)
+        return case._replace(sourced=prefix) if self.site and not self.agreed(peer.agreement, prefix) else case
 
     def handlers(self) -> Iterator[tuple[str, str]]:
         """(name, what it asks), in their order, with the site's."""
@@ -3270,7 +3320,17 @@ class Decider:
             yield from ((name, meaning or "the site's own") for name, meaning in names if meaning or name in self.site)
 
     def decide(self, case: Case) -> Verdict:
-        verdict = None
+        """What is taken for the site's, and changes after all, is decided again as something new."""
+        verdict = self.decided(case)
+        if isinstance(verdict.outcome, Refusal):
+            return verdict
+        if case.now.wall >= case.peer.agreement.until:            # whoever stands instead of the agreement
+            return Verdict("ended", refusal(case, Reason.ENDED, 86400, "the agreement is over"))
+        if case.sourced in (None, verdict.outcome):
+            return verdict
+        return self.decided(case._replace(sourced=None))
+
+    def decided(self, case: Case) -> Verdict:
         for stage, handlers in self.STAGES.items():
             verdict = self.stage(stage, handlers, case) if self.site else self.builtin(handlers, case)
             if verdict is not None:
@@ -3304,11 +3364,9 @@ class Decider:
         return None if outcome is None else Verdict(name, outcome)
 
     def asked(self, case: Case) -> Asked:
-        now_has = next((str(lease.prefix) for lease in case.peer.leases
-                        if lease.state is LeaseState.ACTIVE and lease.slot == case.want.slot), "")
-        want = case.want.prefix
+        has, want = case.peer.active(case.want.slot), case.want.prefix
         return Asked(case.peer.agreement.name, show_key(case.peer.key), case.want.slot, str(want), *want.shape,
-                     now_has, case.ask.hostname or "")
+                     str(has.prefix) if has else "", case.ask.hostname or "")
 
     @staticmethod
     def told_site(verdict: Verdict | None) -> str | Refuse | None:
@@ -3329,6 +3387,8 @@ class Decider:
             raise SiteFailure(f"{said} is leased to, or pinned for, another")
         if any(lease.prefix.overlaps(said) for lease in case.others):
             raise SiteFailure(f"{said} is leased to another slot")
+        if any(lease.state is LeaseState.REVOKED and lease.prefix.overlaps(said) for lease in case.peer.leases):
+            return refusal(case, Reason.REVOKED, REVOKED_S, "revoked by the operator")
         return said
 
 
@@ -3347,7 +3407,6 @@ class Grantor(Decider):
         self.dead_timers = 0
         self.epoch = 0
         self.out: list[Effect] = []
-        self.shared = False
         self.by: tuple[tuple[int, str], ...] = ()                 # slots of the last ask, and what decided them
         self.restless: set[bytes] = set()                         # who is to be nudged
         self.reviewing: Iterator[object] = iter(())
@@ -3355,24 +3414,36 @@ class Grantor(Decider):
 
     # -- the configuration -----------------------------------------------------------
 
-    def configure(self, config: Config, pools: tuple[Pool, ...], unsettled: Iterable[str] = ()) -> None:
+    def configure(self, config: Config, pools: tuple[Pool, ...], unsettled: Iterable[str], now: Now) -> None:
         """`pools`: those that have a place.  The peers are looked at later, some at a time."""
         self.config, self.agreements = config, config.agreements
         self.unsettled = set(unsettled)
+        self.hopeless.clear()
         self.pools = {pool.name: pool for pool in pools}
-        self.shared = any(pool.share != (1, 1) for pool in pools)
+        self.shared = any(pool.has_twins for pool in pools)
         self.stock.fit(pools, config.pins)
-        self.reviewing, self.reviewed = self.review(list(self.peers.values())), False
+        self.reviewing, self.reviewed = self.review(list(self.peers.values()), now), False
 
-    def review(self, peers: list[Peer]) -> Iterator[object]:
+    def review(self, peers: list[Peer], now: Now) -> Iterator[object]:
         """Each known peer as things are now: who holds what is no longer agreed, or nothing, is to be nudged."""
         for peer in peers:
             self.refresh(peer)
-            peer.seen = ()
+            for lease in peer.living():
+                lease.valid_until = min(lease.valid_until, self.last_end(peer, lease, now))
+                self.watch(lease)
+            if not peer.leases and peer.key not in self.agreements:
+                del self.peers[peer.key]
+                self.restless.discard(peer.key)
             active = [lease for lease in peer.leases if lease.state is LeaseState.ACTIVE]
             if peer.key in self.agreements and (not active or not all(self.stays(peer, lease) for lease in active)):
                 self.restless.add(peer.key)
             yield from active or (None,)                          # so much work it was
+
+    def last_end(self, peer: Peer, lease: Lease, now: Now) -> float:
+        """With the agreement; where there is none any more, a lease for ever ends too."""
+        if peer.key not in self.agreements:
+            return now.boot + LINGER_S if lease.valid_until == inf else inf
+        return now.boot + max(0.0, peer.agreement.until - now.wall)
 
     def refresh(self, peer: Peer) -> None:
         """Its agreement as it is now."""
@@ -3404,14 +3475,20 @@ class Grantor(Decider):
         for lease in same:
             self.forget(lease)
         self.supersede(case)
-        peer.full_at = max(peer.full_at, now.boot) + peer.agreement.rate.each_s
-        if self.config.rate is not None:
-            self.full_at = max(self.full_at, now.boot) + self.config.rate.each_s
+        for lease in [lease for lease in peer.living() if lease.prefix.overlaps(prefix)]:
+            self.end(lease, now)                                  # no two that live overlap, whoever has them
+        peer.full_at, self.full_at = max(peer.full_at, now.boot), max(self.full_at, now.boot)
+        self.pay(peer, 1)
         lease = Lease(peer.key, slot, prefix, LeaseState.ACTIVE, 0.0, now.boot, promised=promised, since=since, by=by)
         peer.leases.append(lease)
         self.stock.add(lease)
         self.tell("granted", lease, now, billed=not promised)
         return lease
+
+    def pay(self, peer: Peer, tokens: int) -> None:
+        """From the buckets; less than nothing: it is given back."""
+        peer.full_at += tokens * peer.agreement.rate.each_s
+        self.full_at += tokens * (self.config.rate.each_s if self.config.rate else 0.0)
 
     def tell(self, event: str, lease: Lease, now: Now, billed: bool = True) -> None:
         name = self.peers[lease.key].agreement.name
@@ -3423,55 +3500,56 @@ class Grantor(Decider):
 
     def supersede(self, case: Case) -> None:
         """What the slot had until now counts down, and is told until its end."""
-        for lease in case.peer.leases:
-            if lease.state is LeaseState.ACTIVE and lease.slot == case.want.slot:
-                self.deprecate(lease, case.now)
+        lease = case.peer.active(case.want.slot)
+        if lease is not None:
+            self.deprecate(lease, case.now)
         old = [lease for lease in case.peer.leases if lease.state is LeaseState.DEPRECATED]
         for lease in sorted(old, key=lambda lease: lease.valid_until)[: max(0, len(old) - MAX_DEPRECATED)]:
             self.end(lease, case.now)
 
     def deprecate(self, lease: Lease, now: Now) -> None:
         self.stock.turn(lease, LeaseState.DEPRECATED)
-        if lease.valid_until == inf:
-            lease.valid_until = now.boot + LINGER_S
-            self.watch(lease)
+        lease.valid_until = min(lease.valid_until, now.boot + LINGER_S)
+        self.watch(lease)
         self.save(lease, now)
         self.tell("deprecated", lease, now)
 
     def renew(self, peer: Peer, lease: Lease, reach: tuple[Reach | None, str], now: Now) -> None:
         """The full lifetime again.  Written only if more than the time left has changed."""
         pool = self.terms(peer.agreement, lease.prefix)
-        full_s = pool.valid_s if pool else lease.valid_s or LINGER_S
-        valid_s = self.valid_s(peer.agreement, pool, now) if pool else full_s
-        if (lease.valid_s, lease.reach, lease.epoch) != (full_s, reach[0], self.epoch):
-            lease.valid_s, lease.reach, lease.epoch = full_s, reach[0], self.epoch
+        whole_s = full_s(peer.agreement, pool) if pool else lease.valid_s or LINGER_S
+        valid_s = self.valid_s(peer.agreement, pool, now) if pool else whole_s
+        if (lease.valid_s, lease.reach, lease.epoch) != (whole_s, reach[0], self.epoch):
+            lease.valid_s, lease.reach, lease.epoch = whole_s, reach[0], self.epoch
             lease.valid_until = now.boot + valid_s
             self.save(lease, now)
             self.route(lease)
         lease.valid_until, lease.heard, lease.why, lease.promised = now.boot + valid_s, now.boot, reach[1], True
         self.watch(lease)
 
-    def end(self, lease: Lease, now: Now, released: bool = False, keep: bool = False) -> None:
+    def end(self, lease: Lease, now: Now, keep: bool = False) -> None:
         """Over, but held back for who had it, unless it had been replaced."""
         replaced = lease.state is LeaseState.DEPRECATED and not keep
         self.stock.turn(lease, LeaseState.FORMER)
+        self.hopeless.clear()
         lease.valid_until = now.boot + self.config.hold_s
         self.route(lease)
         self.tell("ended", lease, now)
         peer = self.peers[lease.key]
-        if replaced or not (keep or self.agreed(peer.agreement, lease.prefix)):
+        if (replaced and not self.shared) or not (keep or self.agreed(peer.agreement, lease.prefix)):
             self.forget(lease)
             return
         self.former[lease.prefix] = lease
         self.save(lease, now)
         self.watch(lease)
         former = [other for other in peer.leases if other.state is LeaseState.FORMER]
-        if len(former) > MAX_FORMER and (released or not self.shared):   # what expired may live on at a twin
+        if len(former) > MAX_FORMER and not self.shared:          # its ticket is good at a twin
             self.forget(min(former, key=lambda other: other.valid_until))
 
     def revoke(self, peer: Peer, slot: int | None, now: Now) -> list[Effect]:
         """The operator takes leases back: not routed from now on, and nobody's for `hold`."""
         self.out = []
+        peer.revoked_at = now.boot if slot is None else peer.revoked_at
         for lease in peer.living():
             if slot in (None, lease.slot):
                 self.stock.turn(lease, LeaseState.REVOKED)
@@ -3485,7 +3563,7 @@ class Grantor(Decider):
 
     def forgive(self, peer: Peer, slot: int | None, now: Now) -> list[Effect]:
         """What was revoked is only held back again, for who had it."""
-        self.out = []
+        self.out, peer.revoked_at = [], -inf
         for lease in peer.leases:
             if lease.state is LeaseState.REVOKED and slot in (None, lease.slot):
                 self.stock.turn(lease, LeaseState.FORMER)
@@ -3506,6 +3584,7 @@ class Grantor(Decider):
 
     def forget(self, lease: Lease) -> None:
         self.former.pop(lease.prefix, None)
+        self.hopeless.clear()
         self.peers[lease.key].leases.remove(lease)
         self.dead_timers += lease.due != inf
         self.stock.remove(lease)
@@ -3593,7 +3672,7 @@ class Grantor(Decider):
 
     def granted(self, peer: Peer, ask: Ask, path: Path, now: Now) -> Answer:
         for lease in [lease for lease in peer.leases if lease.living and lease.slot in ask.releases]:
-            self.end(lease, now, released=True)
+            self.end(lease, now)
         leases, refusals = self.decide_all(peer, ask, now)
         for lease in peer.leases:
             if lease.state is LeaseState.ACTIVE and lease not in leases and not self.may_stay(peer, lease):
@@ -3623,15 +3702,10 @@ class Grantor(Decider):
 
     def settled(self, case: Case, prefix: Prefix, by: str) -> Lease:
         """The lease of this slot with this prefix: it goes on, or begins."""
-        for lease in case.peer.leases:
-            if lease.state is LeaseState.ACTIVE and lease.slot == case.want.slot and lease.prefix == prefix:
-                break
-        else:
+        lease = case.peer.active(case.want.slot)
+        if lease is None or lease.prefix != prefix:
             lease = self.begin(case, prefix, by)
-        if self.shared:
-            pool = self.terms(case.peer.agreement, prefix)
-            foreign = pool is not None and pool.prefix.holds(prefix) and not pool.is_own(prefix)
-            lease.ticket = case.want.ticket if foreign else b""
+        lease.ticket = case.want.ticket if self.is_twins(prefix) else b""
         return lease
 
     def may_stay(self, peer: Peer, lease: Lease) -> bool:
@@ -3670,18 +3744,16 @@ class Grantor(Decider):
             grants.append(Grant(lease.slot, lease.prefix, current, seconds(preferred_s), seconds(left_s),
                                 self.ticket_of(lease, hour)))
         grants += self.told_over(peer, ask, {lease.prefix for lease in leases})
-        if "after_options" in self.site or "before_options" in self.site or "instead_of_options" in self.site:
-            options = self.site_options(peer, ask, options)
+        options = self.site_options(peer, ask, options) if self.site else options
         return self.plain(ask, Status.OK, grants=tuple(grants), refusals=refusals,
                           times=(seconds(times[0]), seconds(times[1])) if grants else None, **options)
 
     @staticmethod
     def times(pool: Pool, left_s: float, now: Now) -> tuple[tuple[float, float], float]:
         """(T1, T2) and preferred lifetime of a lease that has this time left: in the pool's proportions."""
+        preferred_s = max(0.0, min(preferred_of(pool, left_s), pool.prefers - now.boot))
         if left_s > pool.valid_s - 1.0 and pool.prefers == inf:
-            return (pool.renew_s, pool.rebind_s), min(pool.preferred_s, left_s)
-        part_s = pool.preferred_s * left_s / pool.valid_s if pool.valid_s < inf else left_s / 2
-        preferred_s = max(0.0, min(part_s, pool.prefers - now.boot))
+            return (pool.renew_s, pool.rebind_s), preferred_s
         times_s = min(pool.renew_s, max(1.0, preferred_s / 2)), min(pool.rebind_s, max(1.0, preferred_s * 0.8))
         return times_s, preferred_s
 
@@ -3689,10 +3761,7 @@ class Grantor(Decider):
         """A twin's is passed on; for what is a twin's, we never issue one that is good."""
         if lease.ticket:
             return lease.ticket
-        if self.shared:
-            pool = next((pool for pool in self.pools.values() if pool.prefix.holds(lease.prefix)), None)
-            hour = hour if pool is None or pool.is_own(lease.prefix) else bytes(4)
-        return self.ticket(lease.key, lease.slot, lease.prefix, hour)
+        return self.ticket(lease.key, lease.slot, lease.prefix, bytes(4) if self.is_twins(lease.prefix) else hour)
 
     @staticmethod
     def told_over(peer: Peer, ask: Ask, told: set[Prefix]) -> list[Grant]:
@@ -3717,12 +3786,11 @@ class Grantor(Decider):
 
     def tell_site(self, peer: Peer, answer: dict[str, Any]) -> None:
         """The site's looking glass: whatever it says, the answer is decided."""
-        asked = self.asked(Case(peer, Want(0, NOWHERE), Ask(stamp=0, run=b"", wants=()), Now(0.0, 0.0)))
-        for name in ("before_looking_glass", "instead_of_looking_glass", "after_looking_glass"):
-            try:
-                self.site[name](asked, answer) if name in self.site else None
-            except SiteFailure:
-                continue                                          # is logged where it was caught
+        ask = Ask(stamp=0, run=b"", wants=())
+        try:
+            self.site["looking_glass"](self.asked(Case(peer, Want(0, NOWHERE), ask, Now(0.0, 0.0))), answer)
+        except SiteFailure:
+            pass                                                  # is logged where it was caught
 
     def peer_of(self, key: bytes) -> Peer | None:
         """None: a stranger."""
@@ -3769,11 +3837,12 @@ class Grantor(Decider):
         """These new leases could not be written: they were not promised, and are not held."""
         self.disk_full = True
         self.out = []
-        lost = set(keys)
-        for peer in list(self.peers.values()) if lost else ():
-            for lease in [lease for lease in peer.leases if lease.living and lease.id in lost]:
-                self.forget(lease)
-                peer.full_at -= peer.agreement.rate.each_s        # it cost nothing
+        for key in keys:
+            peer = self.peers.get(public_key(key[1]))
+            for lease in peer.living() if peer else ():
+                if peer and lease.id == key:
+                    self.forget(lease)
+                    self.pay(peer, -1)
 
     def restore(self, leases: list[Lease], now: Now) -> list[Key]:
         """From the lease file, where `valid_until` is the time left.  Of two that overlap the newer one is true."""
@@ -3799,6 +3868,7 @@ class Grantor(Decider):
             elif lease.living and lease.reach is not None:
                 self.route(lease)
         self.stock.rebuild()
+        self.reviewing, self.reviewed = self.review(list(self.peers.values()), now), False
         return over
 
 
@@ -3916,6 +3986,7 @@ class Event(Enum):
 
 ASK: Final = Retry(1.0, 120.0)           # in every state
 REFUSED: Final = Retry(60.0, 3600.0)     # a refusal without a time
+REBIND_S: Final = 30.0                   # after a start, until other addresses are asked too
 SILENT_S: Final = 16.0                   # when the next patience is this long, a person is told
 LOOKUP_S: Final = (10.0, 60.0)           # between two look-ups of a name: without an address yet, and with one
 
@@ -4211,6 +4282,8 @@ class Grantee:
 
     def start_renewing(self, now: Now) -> list[Effect]:
         self.enter(State.RENEWING, now.boot)
+        if self.t2_at == inf:                                     # not told since the start: not long with one address
+            self.t2_at = now.boot + REBIND_S
         return self.ask_again(now)
 
     def seek(self, now: Now) -> list[Effect]:
@@ -4603,6 +4676,7 @@ class Node:
         self.initiators: dict[str, Initiator] = {}
         self.counters: Counter[str] = Counter()
         self.nudges: list[tuple[float, bytes]] = []
+        self.next_nudge = -inf
         self.numbered: list[Effect] = []                          # slots to be written down at the start
         self.outdated: list[Key] = []                             # in the lease file, and no longer true
         self.secret = secret
@@ -4666,7 +4740,7 @@ class Node:
         if same and not anew and unsettled == self.grantor.unsettled:
             self.grantor.pools = {pool.name: pool for pool in pools}
             return self.bound_leases(now)
-        self.grantor.configure(self.config, tuple(pools), unsettled)
+        self.grantor.configure(self.config, tuple(pools), unsettled, now)
         return [*effects, *self.bound_leases(now)]
 
     def bound_leases(self, now: Now) -> list[Effect]:
@@ -4737,7 +4811,7 @@ class Node:
     def heard_sealed(self, datagram: bytes, path: Path, now: Now) -> list[Effect]:
         session, plain = self.responder.open_sealed(datagram, now)
         peer: Peer = session.peer
-        if peer.key not in self.grantor.agreements:
+        if self.grantor.peer_of(peer.key) is not peer:
             raise Stranger(peer.key)
         ask = expect(Ask, decode(plain))
         answer, effects = self.grantor.heard(peer, ask, path, now)
@@ -4754,7 +4828,7 @@ class Node:
             peer.glass = Glass(now, asked.rstrip(b"\0"), plain, self.grantor.by)
             for refused in answer.refusals:
                 self.counters[f"refused {reason_name(refused.reason)}"] += 1
-            if self.grantor.site:
+            if "looking_glass" in self.grantor.site:
                 self.grantor.tell_site(peer, message_shown(plain))
         return fitted(answer, plain, len(datagram) - overhead, overhead)
 
@@ -4841,7 +4915,7 @@ class Node:
     def deadline(self) -> float:
         if not self.grantor.reviewed or self.grantor.restless:
             return -inf
-        return min(self.grantor.deadline, self.nudges[0][0] if self.nudges else inf,
+        return min(self.grantor.deadline, max(self.next_nudge, self.nudges[0][0]) if self.nudges else inf,
                    *(grantee.deadline for grantee in self.grantees.values()), inf)
 
     def woke(self, now: Now) -> list[Effect]:
@@ -4864,7 +4938,7 @@ class Node:
             self.grantor.peers[key].nudged = 1
             heapq.heappush(self.nudges, (now.boot, key))
         self.grantor.restless.clear()
-        while self.nudges and self.nudges[0][0] <= now.boot and len(effects) < NUDGES_A_S // 10:
+        while self.nudges and max(self.next_nudge, self.nudges[0][0]) <= now.boot and len(effects) < NUDGES_A_S // 10:
             _, key = heapq.heappop(self.nudges)
             peer = self.grantor.peers.get(key)
             if peer is None or not peer.nudged or peer.session is None or peer.path is None:
@@ -4874,9 +4948,8 @@ class Node:
             if peer.nudged < NUDGES:
                 heapq.heappush(self.nudges, (now.boot + 2.0 ** (peer.nudged - 1), key))
             peer.nudged = (peer.nudged + 1) % (NUDGES + 1)
-        if effects and self.nudges and self.nudges[0][0] <= now.boot:
-            later = now.boot + 0.1
-            self.nudges = [(max(at, later), key) for at, key in self.nudges]
+        if effects:
+            self.next_nudge = now.boot + 0.1
         return effects
 
     # -- the operator ----------------------------------------------------------------
@@ -4947,8 +5020,9 @@ class Node:
 
     def recover(self, damage: Iterable[Damage], lost: bool, now: Now) -> None:
         """What may be held by somebody, though the file does not say by whom, must not be given away."""
-        longest_s = max((pool.valid_s if pool.share == (1, 1) else self.config.hold_s for pool in self.config.pools),
+        longest_s = max((self.config.hold_s if pool.has_twins else pool.valid_s for pool in self.config.pools),
                         default=0.0)                              # a twin may renew what we do not know of
+        longest_s = max(longest_s, *(agreement.bounds[0] for agreement in self.config.agreements.values()), 0.0)
         for line in damage:
             prefix = salvaged(line)
             lost = lost or prefix is None
@@ -4984,6 +5058,7 @@ class Node:
                 self.numbered += grantee.number({})
             if any(held.current for held in grantee.held):
                 grantee.enter(State.RENEWING, now.boot)
+                grantee.t2_at = now.boot + REBIND_S
         self.want_grantees()
         self.lent = {held.prefix for grantee in self.grantees.values() for held in grantee.held}
         self.numbered += self.settle_pools(now, anew=True)
@@ -5000,17 +5075,30 @@ def refused_rows(grantee: Grantee) -> list[dict[str, Any]]:
             for refusal in grantee.refused.values()]
 
 
+def lasting(whole_s: int) -> str:
+    """Seconds as a person says them: the two largest units."""
+    if whole_s == FOREVER:
+        return "forever"
+    parts = []
+    for unit in "dhms":
+        count, whole_s = divmod(whole_s, UNITS[unit])
+        parts.append(f"{count}{unit}")
+    first = next((n for n, part in enumerate(parts) if part[0] != "0"), 3)
+    return "".join(part for part in parts[first : first + 2] if part[0] != "0") or "0s"
+
+
 def granted_row(node: Node, peer: Peer, lease: Lease, now: Now) -> dict[str, Any]:
-    left_s = lease.valid_until - now.boot
+    left_s, reach = lease.valid_until - now.boot, lease.reach if lease.living else None
     preferred_s = 0.0
     if lease.state is LeaseState.ACTIVE:
         pool = node.grantor.terms(peer.agreement, lease.prefix)
-        spent_s = pool.valid_s - pool.preferred_s if pool and left_s < inf else 0.0
+        valid_s = node.grantor.valid_s(peer.agreement, pool, now) if pool else inf
+        spent_s = valid_s - preferred_of(pool, valid_s) if pool and left_s < inf else 0.0
         preferred_s = max(0.0, min(left_s - spent_s, pool.prefers - now.boot)) if pool else left_s
     return {"grantee": peer.agreement.name, "key": show_key(peer.key), "slot": lease.slot, "prefix": str(lease.prefix),
             "preferred": seconds(preferred_s), "valid": seconds(left_s), "from": str(peer.path) if peer.path else "",
-            "hostname": peer.hostname, "reach": thing_reach(lease.reach) if lease.reach else f"none ({lease.why})",
-            "clone": bool(peer.rival), "state": lease.state.value,
+            "hostname": peer.hostname, "reach": thing_reach(reach) if reach else f"none ({lease.why})",
+            "clone": bool(peer.rival), "configured": peer.key in node.grantor.agreements, "state": lease.state.value,
             "age": max(0, int(now.wall) - lease.since) if lease.since else 0, "by": lease.by}
 
 
@@ -5035,7 +5123,7 @@ def pool_row(node: Node, pool: Pool) -> dict[str, Any]:
            "free_fraction": round(stock.spaces[pool.name].free_fraction(), 6) if place else 0.0}
     if pool.follows is not None:
         row["follows"] = str(pool.follows)
-    return row if pool.share == (1, 1) else {**row, "share": f"{pool.share[0]}/{pool.share[1]}"}
+    return {**row, "share": f"{pool.share[0]}/{pool.share[1]}"} if pool.has_twins else row
 
 
 def status_of(node: Node, now: Now, most: int) -> dict[str, Any]:
@@ -5074,16 +5162,21 @@ def peer_named(node: Node, what: str) -> Peer | None:
     for key, agreement in grantor.agreements.items():
         if agreement.name == what or (len(what) >= 8 and show_key(key).startswith(what)):
             return grantor.peers.get(key) or Peer(key, agreement)
-    no_longer = (peer for key, peer in grantor.peers.items() if len(what) >= 8 and show_key(key).startswith(what))
+    no_longer = (peer for key, peer in grantor.peers.items() if peer.agreement.name == what
+                 or (len(what) >= 8 and show_key(key).startswith(what)))
     return next(no_longer, None)
 
 
 def leases_by(node: Node, what: str) -> Iterable[Lease]:
     """Of a peer, around an address or prefix and inside of it, or all; ValueError if it is none of these."""
-    stock, peer = node.grantor.stock, peer_named(node, what) if what else None
-    if peer is not None:
+    stock = node.grantor.stock
+    try:
+        place = parse_prefix(what) if what else None
+    except ValueError:
+        peer = peer_named(node, what)
+        if peer is None:
+            raise
         return list(peer.leases)
-    place = parse_prefix(what) if what else None
     few = list(islice(stock.overlapping(place), FEW)) if place else []
     if place and len(few) < FEW:
         return few
@@ -5094,6 +5187,7 @@ def agreement_shown(agreement: Agreement) -> dict[str, Any]:
     return {"pools": list(agreement.pools), "limit": agreement.limit, "lengths": lengths_shown(agreement.lengths),
             "total": [str(total) for total in agreement.total], "pins": [str(pin) for pin in agreement.pins],
             "until": int(agreement.until) if agreement.until < inf else "",
+            "lifetime": " to ".join(lasting(seconds(bound)) for bound in agreement.bounds),
             "rate": f"{agreement.rate.burst}, one more every {agreement.rate.each_s:g} s",
             "route": agreement.route if isinstance(agreement.route, str) else thing_reach(agreement.route)}
 
@@ -5164,18 +5258,6 @@ def environment_of(grantee: Grantee, event: str, now: Now) -> dict[str, str]:
     return {f"DDPD_{name}": value for name, value in found.items()}
 
 
-def lasting(whole_s: int) -> str:
-    """Seconds as a person says them: the two largest units."""
-    if whole_s == FOREVER:
-        return "forever"
-    parts = []
-    for unit in "dhms":
-        count, whole_s = divmod(whole_s, UNITS[unit])
-        parts.append(f"{count}{unit}")
-    first = next((n for n, part in enumerate(parts) if part[0] != "0"), 3)
-    return "".join(part for part in parts[first : first + 2] if part[0] != "0") or "0s"
-
-
 def lifetimes(row: Mapping[str, Any]) -> list[str]:
     return [lasting(row["preferred"]) if row["preferred"] else "deprecated", lasting(row["valid"])]
 
@@ -5202,7 +5284,8 @@ def bar(full: float, colours: bool) -> str:
 def leases_table(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     head = ["to", "slot", "prefix", "age", "preferred", "valid", "reach", "asked from", "host name"]
     return table("granted", [head] + [
-        [g["grantee"], str(g["slot"]), g["prefix"], lasting(g["age"]) if g["age"] else "",
+        [g["grantee"] + ("" if g["configured"] else " (removed)"), str(g["slot"]), g["prefix"],
+         lasting(g["age"]) if g["age"] else "",
          *(lifetimes(g) if g["state"] in ("active", "deprecated") else [g["state"], lasting(g["valid"])]),
          g["reach"], g["from"], g["hostname"]] for g in rows])
 
@@ -5386,29 +5469,37 @@ def read_text(path: str) -> str:
 SQLITE: Final = b"SQLite format 3\0"
 
 
+def read_own(path: str) -> str:
+    """A file that is read while asks wait: nothing that has no end, or is very long."""
+    try:
+        found = os.stat(path)
+    except OSError as why:
+        raise ConfigError(f"{path}: {why.strerror}") from None
+    if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_OWN:
+        raise ConfigError(f"{path}: not a file of at most {MAX_OWN} bytes")
+    return read_text(path)
+
+
+LEFTOVERS: Final = ("~", ".bak", ".disabled", ".dpkg-dist", ".dpkg-new", ".dpkg-old", ".old", ".orig", ".swp", ".tmp")
+
+
 class FilesOnDisk(Files):
     """The folder of grantees and the files of pins."""
 
-    def grantees(self, folder: str) -> Iterator[tuple[str, str, str | ConfigError]]:
+    def grantees(self, folder: str) -> Iterator[GranteeFile]:
         try:
             names = sorted(os.listdir(folder))
         except OSError as why:
             raise ConfigError(f"{folder}: {why.strerror}") from None
         for name in names:
             file = os.path.join(folder, name)
-            if name[0] != "." and name[-1] != "~" and not os.path.isdir(file):
-                yield file, name.removesuffix(".conf"), self.text(file)
-
-    @staticmethod
-    def text(file: str) -> str | ConfigError:
-        """What cannot be read is named like any bad file."""
-        try:
-            return read_text(file)
-        except ConfigError as why:
-            return why
+            if name[0] != "." and not name.endswith(LEFTOVERS) and not os.path.isdir(file):
+                yield file, name.removesuffix(".conf"), partial(read_own, file)
 
     def pins(self, file: str) -> Iterator[PinRow | str]:
         try:
+            if not stat.S_ISREG(os.stat(file).st_mode):
+                raise ConfigError(f"{file}: no file")
             with open(file, "rb") as lines:
                 if lines.read(len(SQLITE)) == SQLITE:
                     yield from self.pins_of_sqlite(file)
@@ -5419,11 +5510,11 @@ class FilesOnDisk(Files):
             raise ConfigError(f"{file}: {why.strerror}") from None
 
     @staticmethod
-    def pins_of_csv(file: str, lines: Iterable[bytes]) -> Iterator[PinRow | str]:
+    def pins_of_csv(file: str, lines: IO[bytes]) -> Iterator[PinRow | str]:
         """Line by line: a quote that is not closed must not swallow the rest."""
         import csv
         columns: dict[str, int] = {}
-        for number, line in enumerate(lines, 1):
+        for number, line in enumerate(iter(lambda: lines.readline(MAX_OWN), b""), 1):
             try:
                 row = next(csv.reader([line.decode("utf-8-sig" if number == 1 else "utf-8")], strict=True), [])
             except (UnicodeDecodeError, csv.Error) as why:
@@ -5466,15 +5557,19 @@ def load_config(path: str) -> Config:
 
 def load_main(path: str) -> Config:
     """Only what a command needs to find the daemon, though the rest of the file may be wrong, or long."""
-    lines = read_text(path).split("\n")
-    begin = next((n for n, line in enumerate(lines) if without_comment(line) == "[ddpd]"), len(lines))
-    end = next((n for n in range(begin + 1, len(lines)) if lines[n].startswith("[")), len(lines))
-    known = [line for line in lines[begin:end] if line.partition("=")[0].strip() in ("[ddpd]", "control")]
-    return read_config("\n".join(known), path)
+    lines = [without_comment(line) for line in read_text(path).split("\n")]
+    begin = lines.index("[ddpd]") + 1 if "[ddpd]" in lines else len(lines)
+    end = next((n for n in range(begin, len(lines)) if lines[n].startswith("[")), len(lines))
+    at = next((n for n in range(begin, end) if lines[n].partition("=")[0].strip() == "control"), end)
+    after = next((n for n in range(at + 1, end) if lines[n].strip() and not lines[n][0].isspace()), end)
+    return read_config("\n".join(["[ddpd]", *lines[at:after]]), path)
 
 
-HOOK_NAMES: Final = {f"{when}_{stage}" for when in ("before", "instead_of", "after")
-                     for stage in (*Decider.STAGES, "options", "looking_glass")}
+HOOK_NAMES: Final = {"looking_glass"} | {f"{when}_{stage}" for when in ("before", "instead_of", "after")
+                                         for stage in (*Decider.STAGES, "options")}
+
+
+LIKE_HOOKS: Final = ("befor", "instead", "after", "looking")
 
 
 def ignored(_: object) -> None:
@@ -5483,7 +5578,7 @@ def ignored(_: object) -> None:
 
 # What becomes of what a handler returns.
 READS_SITE: Final[dict[str, Callable[[object], Any]]] = {
-    name: site_options if name.endswith("_options") else ignored if name.endswith("_glass") else site_outcome
+    name: site_options if name.endswith("_options") else ignored if name == "looking_glass" else site_outcome
     for name in HOOK_NAMES}
 
 
@@ -5579,7 +5674,7 @@ def load_handlers(path: str) -> dict[str, SiteHandler]:
     """The functions of a site's file that have a place in the chain; ConfigError if something is wrong with it."""
     if not path:
         return {}
-    source = read_text(path)
+    source = read_own(path)
     if os.stat(path).st_mode & 0o022:
         raise ConfigError(f"{path}: others may write it (chmod go-w)")
     found: dict[str, Any] = {"__name__": "handlers", "__file__": path, "Refuse": Refuse}
@@ -5588,8 +5683,7 @@ def load_handlers(path: str) -> dict[str, SiteHandler]:
         timed(ignored, lambda: exec(code, found))  # noqa: S102 - that is what the operator asks for
     except BaseException as why:  # noqa: BLE001 - whatever a site's file does
         raise ConfigError(f"{path}:{line_in(path, why)}: {described(why)}") from None
-    handlers = {name: thing for name, thing in found.items() if name.startswith(("befor", "instead", "after"))
-                or name in HOOK_NAMES}
+    handlers = {name: thing for name, thing in found.items() if name.startswith(LIKE_HOOKS)}
     for name, handler in handlers.items():
         if name not in HOOK_NAMES:
             raise ConfigError(f"{path}: {name} has no place in the chain (did you mean '{nearest(name, HOOK_NAMES)}'?)")
@@ -6074,12 +6168,15 @@ class Control:
     unsent: bytes = b""
     asked: str = ""                      # a grantor's name, while its answer is waited for
     answers: int = 0
+    waits: bool = False                  # for the end of a reload
+    is_deaf: bool = False
     rows: Iterator[dict[str, Any]] | None = None                  # that are told after the first line, some at a time
 
     def hear(self, daemon: Daemon, now: Now) -> None:
         data = self.sock.recv(MAX_CONTROL)
         self.heard += data
-        if not data or len(self.heard) > MAX_CONTROL:
+        self.is_deaf = not data                                   # it has said all; perhaps it still listens
+        if len(self.heard) > MAX_CONTROL or (self.is_deaf and not self.is_saying and not self.asked and not self.waits):
             self.until = -inf
         elif self.heard.endswith(b"\n") and not self.is_saying and not self.asked:
             try:
@@ -6175,7 +6272,7 @@ class Controls:
         self.open.append(Control(sock, now.boot + CONTROL_S))
 
     def sockets(self) -> list[Any]:
-        return [self.sock, *(control.sock for control in self.open)]
+        return [self.sock, *(control.sock for control in self.open if not control.is_deaf)]
 
     def close(self) -> None:
         self.sock.close()
@@ -6220,8 +6317,8 @@ class Daemon(Talker):
         gc.freeze()
         gc.enable()
         self.kernel.busybox = is_busybox()
-        self.perform([self.see_links()])
         self.kernel.look_at_all(self.node.made)
+        self.perform([self.see_links()])
         self.node.wanted.changed |= self.kernel.installed.keys() | self.node.wanted.things.keys()
         self.perform([self.node.start(now)])
         self.tell_skipped()
@@ -6316,6 +6413,7 @@ class Daemon(Talker):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             self.unwritten = []
         except OSError as why:
+            self.node.counters["accounting failed"] += 1
             log.limited("accounting", "cannot write %s: %s", self.config.accounting, why.strerror)
 
     def mark_granted(self) -> None:
@@ -6520,13 +6618,13 @@ class Daemon(Talker):
         else:
             self.forced = False
             for control in self.reloaders:
-                control.say({"error": why} if why else {})
+                control.say({"error": why} if why else {"skipped": self.config.skipped} if self.config.skipped else {})
             self.reloaders = []
         self.perform([effects])
 
     def take_over(self, config: Config, now: Now) -> tuple[str, list[Effect]]:
         """What is wrong with the new configuration, or nothing and what it makes us do."""
-        dropped = len(config.pins.gone)
+        dropped = config.pins.lost
         if dropped > (1 - PINS_KEPT) * len(self.config.pins.ordered) and not self.forced:
             return f"{dropped} of {len(self.config.pins.ordered)} pins would go (`reload --force` if that is meant)", []
         try:
@@ -6578,9 +6676,8 @@ class Daemon(Talker):
     def obey_revoke(self, _: Control, order: Mapping[str, Any], now: Now) -> dict[str, Any]:
         slot = None if order.get("slot") is None else whole(0, 255)(str(order["slot"]))
         peer = peer_named(self.node, str(order["what"]))
-        state = LeaseState.REVOKED if order.get("undo") else LeaseState.ACTIVE
         found = [str(lease.prefix) for lease in (peer.leases if peer else ()) if slot in (None, lease.slot)
-                 and (lease.state is state or (lease.living and not order.get("undo")))]
+                 and (lease.state is LeaseState.REVOKED if order.get("undo") else lease.living)]
         if peer is None or not found:
             raise ValueError(f"'{order['what']}' has no such lease")
         self.perform([(self.node.forgive if order.get("undo") else self.node.revoke)(peer, slot, now)])
@@ -6588,7 +6685,7 @@ class Daemon(Talker):
 
     def obey_reload(self, control: Control, order: Mapping[str, Any], _: Now) -> None:
         self.reloaders.append(control)
-        control.until = inf
+        control.until, control.waits = inf, True
         self.reload(bool(order.get("force")))
 
     def obey_grantee(self, control: Control, order: Mapping[str, Any], now: Now) -> dict[str, Any] | None:
@@ -6676,9 +6773,10 @@ def warnings(config: Config) -> Iterator[str]:
     if config.pools:
         yield "note: after a change, reload; a restart forgets sessions, so grantees cannot be nudged"
     unknown = sum(not owner for owner in config.pins.owners)
-    yield from [f"note: {unknown} pins are kept for ids that no grantee here has"] if unknown else []
+    some = printable(", ".join(config.unknown))
+    yield from [f"note: {unknown} pins are kept for ids that no grantee here has: {some}"] if unknown else []
     yield from (f"note: [pool {pool.name}]: its twins need the same key, and links or routes of their own"
-                for pool in config.pools if pool.share != (1, 1))
+                for pool in config.pools if pool.has_twins)
     yield from (f"warning: [grantor {contact.name}] ask: {line.prefix} has no subnet {number} for {dev}"
                 for contact in config.contacts for line in contact.lines for dev, number in lan_numbers(line.lans)
                 if lan_address(line.prefix, number, contact.suffix) is None)
@@ -6876,10 +6974,10 @@ def metrics(options: Options) -> int:
         with open(temporary, "w") as file:
             file.write(text)
         os.rename(temporary, options.words[0])
-    except OSError:
+    except OSError as why:
         if os.path.exists(temporary):
             os.unlink(temporary)
-        raise
+        raise Fatal(f"cannot write {options.words[0]}: {why.strerror}") from None
     return 0
 
 
@@ -6905,8 +7003,10 @@ def release(options: Options) -> int:
 
 
 def reload(options: Options) -> int:
-    told(load_main(options.file), "reload", 60.0, force="--force" in options.flags)
-    return 0
+    """1: taken over, but something of it was skipped."""
+    skipped = told(load_main(options.file), "reload", 60.0, force="--force" in options.flags).get("skipped", ())
+    sys.stderr.write("".join(f"{line}\n" for line in skipped))
+    return 1 if skipped else 0
 
 
 def clean(options: Options) -> int:

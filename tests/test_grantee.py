@@ -169,6 +169,21 @@ def test_every_address_in_turn_after_t2_only() -> None:
     assert {host for state, host in places if state is State.REBINDING} == {"2001:db8::1", "2001:db8::9"}
 
 
+def test_after_a_start_another_address_is_asked_within_a_minute() -> None:
+    """T2 is not on file, and the first address may be dead: a lease of hours must not wait for its last tenth."""
+    before, leaf = in_state(State.BOUND), Leaf()
+    leaf.node.restore(before.node.records(True, at(T0)), at(T0))
+    leaf.node.start(at(T0))
+    assert leaf.grantee.state is State.RENEWING and leaf.held() == {str(P1): True}
+    hosts = set()
+    while leaf.grantee.deadline < T0 + 60:
+        leaf.grantee.woke(at(leaf.grantee.deadline))
+        place = leaf.grantee.place()
+        assert place is not None
+        hosts.add(place.host)
+    assert hosts == {"2001:db8::1", "2001:db8::9"}
+
+
 def test_while_the_grantor_is_silent_the_lease_runs_out_and_the_asking_goes_on() -> None:
     leaf = in_state(State.BOUND)
     moments = asks_at(leaf, T0 + 10_000)

@@ -465,7 +465,7 @@ BAD_FILES = {                              # lines, where in the file, why
     "same name":    (["[grantee alice]", "key = {key}", "pools = home"],
                      "1: [grantee alice]", "a grantee of this name stands elsewhere too"),
     "same key":     (["key = {alice}", "pools = home"],
-                     "1: [grantee b] key", "the same as that of another grantee"),
+                     "1: [grantee b] key", "the same as that of alice"),
 }
 
 
@@ -1101,3 +1101,46 @@ def test_what_could_not_be_promised_is_not_billed(book: Book, monkeypatch: pytes
     monkeypatch.setattr(ddpd.Daemon, "save", lambda *_: {("granted", "1")})
     book.daemon.perform([[ddpd.Account(("granted", str(n)), {"n": n})] for n in (1, 2)])
     assert book.rows() == [2]
+
+
+# ---- files that never end
+
+@pytest.mark.parametrize(("what", "place"), [
+    (what, place) for what in ("pipe", "endless", "large") for place in ("pins.csv", "grantees.d/bob.conf", "site.py")
+    if (what, place) != ("large", "pins.csv")])                   # pins may be many
+def test_what_is_no_file_of_bearable_length_is_refused_and_never_waited_for(
+        site: Site, what: str, place: str) -> None:
+    path = site.folder / place
+    path.parent.mkdir(exist_ok=True)
+    if what == "pipe":
+        os.mkfifo(path)
+    elif what == "endless":
+        path.symlink_to("/dev/zero")
+    else:
+        with path.open("wb") as file:
+            file.truncate(1 << 32)
+    site.who = ["alice"]
+    if place == "pins.csv":
+        site.files = [str(path)]
+        with pytest.raises(ddpd.ConfigError, match=r"pins\.csv: no file"):
+            site.load()
+    elif place == "site.py":
+        with pytest.raises(ddpd.ConfigError, match="not a file of at most"):
+            ddpd.load_handlers(str(path))
+    else:
+        site.grantees = str(path.parent)
+        assert named(site.load()) == [f"{place}: not a file of at most {ddpd.MAX_OWN} bytes"]
+
+
+def test_a_line_without_end_is_a_bad_row(site: Site) -> None:
+    site.csv(GOOD[0], "x" * 3 * ddpd.MAX_OWN, GOOD[1])
+    config = site.load()
+    assert owned(config) == KEPT and 1 <= len(named(config)) <= 4
+
+
+@pytest.mark.parametrize("name", [f"bob.conf{end}" for end in ddpd.LEFTOVERS])
+def test_what_editors_and_packagers_leave_is_no_grantee(site: Site, name: str) -> None:
+    site.who = []
+    site.file("alice.conf", *lines_of("alice"))
+    site.file(name, *lines_of("bob"))
+    assert [agreement.name for agreement in site.load().agreements.values()] == ["alice"]

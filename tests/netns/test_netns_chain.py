@@ -433,6 +433,26 @@ def still(lab: Lab, had: dict[str, list[str]], for_s: float) -> None:
         time.sleep(0.05)
 
 
+def rules(host: Host) -> list[str]:
+    return sorted(line for line in host.look("-6 rule show").splitlines() if "lookup 22" in line)
+
+
+def test_a_restart_knows_its_own_rules_again(lab: Lab) -> None:
+    """A pool that follows says so before anything else: the kernel has to be looked at even before that."""
+    mid = below() + ABOVE + "default = via 2001:db8:1::1 dev up\n"
+    chain = start(lab, mid, EXIT.format(give="/48", lifetime="60s"))
+    eventually(lambda: rules(lab["mid"]) and preferred(lab["leaf1"]), 8, "the rules are there")
+    had = rules(lab["mid"])
+    for end in (chain["mid"].stop, chain["mid"].kill):
+        end()
+        chain["mid"].start()
+        eventually(lambda: heard_from_both(chain), 8, "both are heard again", every_s=0.3)
+        assert rules(lab["mid"]) == had and "cannot install" not in chain["mid"].log()
+    chain["mid"].stop()
+    assert chain["mid"].command("clean").returncode == 0
+    assert rules(lab["mid"]) == [] == lab["mid"].routes()
+
+
 def test_mid_killed_and_restarted_changes_nothing_below(lab: Lab) -> None:
     """The leaves keep their prefixes, through renewals too, and no other prefix is ever given.
 

@@ -87,6 +87,10 @@ def test_the_readmes_handler_as_printed(lab: Lab) -> None:
     assert refused["reason"] == "SITE" and "URLError" in refused["text"]
     assert "handler failed handler=before_pins grantee=late" in exit_.log()
     assert [row["prefix"] for row in asked(lab, "paid")["grants"]] == ["2001:db8:9:100::/56"]   # for five minutes
+    assert exit_.command("reload").returncode == 0                # the new functions know nothing
+    again = {name: asked(lab, name) for name in ("paid", "late")}
+    assert [row["prefix"] for row in again["paid"]["grants"]] == ["2001:db8:9:100::/56"]        # what it has
+    assert not again["late"]["grants"] and again["late"]["refused"]
     assert {row["prefix"] for row in exit_.status()["granted"]} >= {"2001:db8:9:100::/56"}
 
 
