@@ -95,6 +95,7 @@ NUDGES:         Final = 8              # nudges without an answer, 1 s doubling
 NUDGE_GAP_S:    Final = 0.5            # seconds between two nudges that a grantee obeys
 NUDGES_A_S:     Final = 200            # nudges a second in all
 BATCH:          Final = 64             # datagrams taken from one socket before answers are sent
+SLOTS_AT_ONCE:  Final = 64             # ... and slots of one grantee that are decided of them
 PROVISIONAL_S:  Final = 600            # seconds that an unconfirmed lease of another boot is used
 LINGER_S:       Final = 7200           # seconds that a lost prefix stays valid (RFC 9096)
 CHILD_S:        Final = 5              # seconds that a command may run
@@ -3448,7 +3449,10 @@ class Grantor(Decider):
     def refresh(self, peer: Peer) -> None:
         """Its agreement as it is now."""
         before, peer.agreement = peer.agreement, self.agreements.get(peer.key, peer.agreement)
-        if before is not peer.agreement and before.route != peer.agreement.route != "auto":
+        if before.route == peer.agreement.route:
+            return
+        peer.seen = ()                                            # decide anew how it is reached
+        if peer.agreement.route != "auto":
             for lease in peer.living():
                 lease.reach, lease.why = self.configured(peer.agreement.route, lease.prefix.version)
                 self.route(lease)
@@ -4677,6 +4681,8 @@ class Node:
         self.counters: Counter[str] = Counter()
         self.nudges: list[tuple[float, bytes]] = []
         self.next_nudge = -inf
+        self.turn = -inf                                          # what is heard at this moment is heard in one go
+        self.decided: Counter[bytes] = Counter()                  # slots in it, by grantee
         self.numbered: list[Effect] = []                          # slots to be written down at the start
         self.outdated: list[Key] = []                             # in the lease file, and no longer true
         self.secret = secret
@@ -4814,12 +4820,21 @@ class Node:
         if self.grantor.peer_of(peer.key) is not peer:
             raise Stranger(peer.key)
         ask = expect(Ask, decode(plain))
+        self.take_turn(peer, ask, now)
         answer, effects = self.grantor.heard(peer, ask, path, now)
         peer.stamp, peer.path, peer.session, peer.nudged = max(peer.stamp, ask.stamp), path, session, 0
         self.counters["sent_sealed"] += 1
         fitting = self.looked_at(peer, plain, answer, datagram, now)
         effects.append(Send(session.seal(fitting), path))
         return effects
+
+    def take_turn(self, peer: Peer, ask: Ask, now: Now) -> None:
+        """Of what is heard in one go nobody's part is so large that others have to wait for it."""
+        if now.boot != self.turn:
+            self.turn, self.decided = now.boot, Counter()
+        self.decided[peer.key] += max(1, len(ask.wants))
+        if self.decided[peer.key] > SLOTS_AT_ONCE:
+            raise Drop("too many at once")
 
     def looked_at(self, peer: Peer, asked: bytes, answer: Answer, datagram: bytes, now: Now) -> bytes:
         """The answer to what this datagram asked, as it is sent; the looking glass has seen it."""
@@ -6777,6 +6792,10 @@ def warnings(config: Config) -> Iterator[str]:
     yield from [f"note: {unknown} pins are kept for ids that no grantee here has: {some}"] if unknown else []
     yield from (f"note: [pool {pool.name}]: its twins need the same key, and links or routes of their own"
                 for pool in config.pools if pool.has_twins)
+    asked = {contact.name: [line.prefix.length for line in contact.lines] for contact in config.contacts}
+    yield from (f"warning: [pool {pool.name}] give: [grantor {pool.follows.name}] is asked for nothing that is larger"
+                for pool in config.pools if pool.follows and pool.follows.kind == "grantor"
+                and min(asked[pool.follows.name], default=0) >= max(pool.give))
     yield from (f"warning: [grantor {contact.name}] ask: {line.prefix} has no subnet {number} for {dev}"
                 for contact in config.contacts for line in contact.lines for dev, number in lan_numbers(line.lans)
                 if lan_address(line.prefix, number, contact.suffix) is None)

@@ -17,6 +17,7 @@ import json
 import os
 import random
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -961,3 +962,23 @@ def test_a_command_whose_reader_has_had_enough(world: World) -> None:
     first = subprocess.run(["sh", "-c", f"{sys.executable} {' '.join(world.daemon.argv('leases')[1:])} | head -c 1"],
                            capture_output=True, text=True, check=False, timeout=20)
     assert (first.stdout, first.stderr) == ("g", "")
+
+
+# ==== one that asks much ====
+
+@pytest.mark.slow
+def test_whoever_asks_for_much_at_once_is_heard_in_part(tmp_path: Path) -> None:
+    """Thirty asks of sixteen slots wait when the daemon looks: four are answered before others are."""
+    with World(tmp_path, {"alice": "limit = 16\nrate = 99/1s", "bob": ""}) as world:
+        wants = [Want(slot, "::/64") for slot in range(16)]
+        world.ask("alice", *wants)
+        world.prefix("bob")
+        world.daemon.signal(signal.SIGSTOP)
+        for _ in range(30):
+            world.wires["alice"].say(world.peers["alice"].sealed(wants, length=1200))
+        world.wires["bob"].say(world.peers["bob"].sealed([ANY_56]))
+        world.daemon.signal(signal.SIGCONT)
+        assert world.peers["bob"].read_answer(world.wires["bob"].hear(2.0)).status == peer.OK
+        drops = world.daemon.status()["counters"]
+        assert drops["drop too many at once"] == 30 - ddpd.SLOTS_AT_ONCE // 16
+        assert world.ask("alice", *wants).status == peer.OK

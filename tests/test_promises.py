@@ -219,6 +219,14 @@ def test_pins_whose_ids_go_wrong_are_pins_that_go(tmp_path: Path) -> None:
     assert after.unknown == ("alicia",) and any("alicia" in line for line in ddpd.warnings(after))
 
 
+@pytest.mark.parametrize(("give", "warned"), [("/60", False), ("/56", True), ("/52", True)])
+def test_a_pool_below_that_can_never_give_is_told(give: str, warned: bool) -> None:
+    text = f"[grantor e]\nkey = {ddpd.show_key(KEYS['bob'])}\naddress = ::1\nask = ::/56\n" \
+           f"[pool below]\nprefix = grantor e\ngive = {give}\n"
+    told = list(ddpd.warnings(ddpd.read_config(text, "t")))
+    assert any("[pool below] give: [grantor e] is asked for nothing" in line for line in told) == warned
+
+
 def test_who_is_neither_agreed_with_nor_leased_to_is_forgotten() -> None:
     hub = Hub()
     hub.get("alice", want(0))
@@ -226,6 +234,17 @@ def test_who_is_neither_agreed_with_nor_leased_to_is_forgotten() -> None:
     hub.configure(HOME, who=["carol"])
     hub.later(0)
     assert set(hub.grantor.peers) == {KEYS["alice"]}
+
+
+def test_another_route_counts_from_the_next_ask_on() -> None:
+    """Which may come before the review."""
+    hub = Hub(who=["alice"])
+    hub.get("alice", want(0))
+    hub.text = hub.text.replace("route = none", "route = auto")
+    hub.node.grantor.agreements = ddpd.read_config(hub.text, "t").agreements
+    assert hub.peer("alice").seen == ()
+    hub.get("alice", want(0))
+    assert hub.peer("alice").leases[0].why != "route = none"
 
 
 def test_a_removed_grantee_is_found_by_its_name_and_marked() -> None:
