@@ -276,7 +276,7 @@ class Reason(IntEnum):
     LENGTH = 2          # this length is not given
     FULL = 3            # nothing of this length is free
     LIMIT = 4           # the agreement's number of leases is reached
-    RATE = 5            # too many new leases in a minute
+    RATE = 5            # too many new leases in a short time
     RECOVERING = 6      # the grantor lost its lease file and waits until old leases have expired
     CLONE = 7           # another machine uses the same key
     DISK = 8            # the grantor cannot write its lease file
@@ -1271,7 +1271,6 @@ def is_nobodys(prefix: Prefix) -> bool:
     return any(never.overlaps(prefix) for never in NEVER)
 
 
-
 SETTINGS: Final[dict[str, dict[str, Setting]]] = {
     "ddpd": {
         "key":      Setting(path_name, "/etc/ddpd/key", "private key, as `wg genkey` writes it; made if missing"),
@@ -2217,7 +2216,10 @@ def records_in(lines: list[str]) -> Iterator[tuple[int, Any]]:
         yield len(lines), Damage(len(lines), "")
 
 
-def parse_lease_file(lines: list[str]) -> tuple[dict[Key, tuple[int, Record]], list[Damage]]:
+OnFile = tuple[dict[Key, tuple[int, Record]], list[Damage]]     # records with their lines, and what is none
+
+
+def parse_lease_file(lines: list[str]) -> OnFile:
     """The latest record of each key and its line, and what could not be read."""
     latest: dict[Key, tuple[int, Record]] = {}
     damage = []
@@ -2720,7 +2722,6 @@ def wait_for(rate: Rate, full_at: float, now: Now) -> float:
 # What of all pools is taken: by leases, and by what is fixed (holes and pins).  Where
 # these overlap, the outermost is in the trie, a lease inside of it is `hidden`, and
 # something fixed inside of it is `waiting` until it is free.
-
 
 
 class Stock:
@@ -3260,11 +3261,11 @@ class Decider:
         space, seen, found = self.stock.spaces[pool.name], set[Prefix](), False
         for held_back in self.former if (pool.name, length) not in self.hopeless and not pool.has_twins else ():
             block = held_back.network(min(length, held_back.length))
-            if block in seen or not pool.prefix.holds(block) or any(
-                    leaf not in self.former for leaf in space.leaves(space.within(block))):
-                seen.add(block)
-                continue
+            known = block in seen
             seen.add(block)
+            if known or not pool.prefix.holds(block) or any(
+                    leaf not in self.former for leaf in space.leaves(space.within(block))):
+                continue
             found = True
             step = SIZES[block.version][length]
             for first in range(block.first, block.first + block.size, step)[:4]:
@@ -5173,13 +5174,13 @@ def lease_rows(node: Node, leases: Iterable[Lease], now: Now) -> Iterator[dict[s
 
 def peer_named(node: Node, what: str) -> Peer | None:
     """By the grantee's name, by its key, or by the first eight letters of that."""
+    def is_meant(key: bytes, name: str) -> bool:
+        return name == what or (len(what) >= 8 and show_key(key).startswith(what))
     grantor = node.grantor
     for key, agreement in grantor.agreements.items():
-        if agreement.name == what or (len(what) >= 8 and show_key(key).startswith(what)):
+        if is_meant(key, agreement.name):
             return grantor.peers.get(key) or Peer(key, agreement)
-    no_longer = (peer for key, peer in grantor.peers.items() if peer.agreement.name == what
-                 or (len(what) >= 8 and show_key(key).startswith(what)))
-    return next(no_longer, None)
+    return next((peer for key, peer in grantor.peers.items() if is_meant(key, peer.agreement.name)), None)
 
 
 def leases_by(node: Node, what: str) -> Iterable[Lease]:
@@ -5779,7 +5780,7 @@ class Store:
         except OSError:
             raise Fatal(f"{self.path} is in use: another ddpd runs") from None
 
-    def read(self) -> tuple[dict[Key, tuple[int, Record]], list[Damage]] | None:
+    def read(self) -> OnFile | None:
         """None: there is no file.  If it has our shape, it is written on; otherwise `rewrite` comes first."""
         try:
             lines = read_file(self.path).decode("utf-8", "replace").split("\n")
@@ -6300,6 +6301,24 @@ class Controls:
 # ==== DAEMON ========================================================== I/O ====
 
 
+def has_granted(config: Config) -> bool:
+    """Beside the key stands that a missing lease file is a lost one."""
+    return os.path.exists(config.key + ".granted")
+
+
+def take_up(node: Node, read: OnFile | None, marked: bool, now: Now) -> list[Damage]:
+    """What is on file, into a new node; what is lost or damaged makes one careful that has granted anything."""
+    damage: list[Damage] = []
+    if read is not None:
+        found, damage = read
+        damage += node.restore([record for _, record in found.values()], now)
+    if marked:
+        node.recover(damage, read is None, now)
+    else:
+        node.grantor.recovering_until = -inf
+    return damage
+
+
 class Daemon(Talker):
     """Waits for the world, lets the node think, does what it says."""
 
@@ -6343,18 +6362,11 @@ class Daemon(Talker):
     def restore(self, now: Now) -> None:
         """Take up what is on file; what is lost or damaged makes a grantor careful."""
         read = self.store.read()
-        self.marked = os.path.exists(self.config.key + ".granted")
-        if read is not None:
-            found, damage = read
-            damage += self.node.restore([record for _, record in found.values()], now)
-            for line in damage:
-                log.info("damaged file=%s line=%d text=%s", self.store.path, line.line, line.text[:200] or "cut short")
-            self.node.recover(damage if self.marked else [], False, now)
-        elif self.marked:
+        self.marked = has_granted(self.config)
+        if read is None and self.marked:
             log.info("recovering file=%s why=lost (remove %s.granted to end it)", self.store.path, self.config.key)
-            self.node.recover([], True, now)
-        if not self.marked:
-            self.node.grantor.recovering_until = -inf
+        for line in take_up(self.node, read, self.marked, now):
+            log.info("damaged file=%s line=%d text=%s", self.store.path, line.line, line.text[:200] or "cut short")
         changes: dict[Key, Record | None] = dict.fromkeys(self.node.outdated)
         if not self.store.save(changes | {("run",): self.node.run_record(False, now)}, now):
             self.rewrite(clean=False)
@@ -6651,7 +6663,7 @@ class Daemon(Talker):
         if changed:
             log.info("reload: %s changed: takes effect after a restart", ", ".join(changed))
         self.config = config = replace(config, **fixed)
-        if not os.path.exists(config.key + ".granted") and self.node.grantor.recovering_until > now.boot:
+        if not has_granted(config) and self.node.grantor.recovering_until > now.boot:
             self.node.grantor.recovering_until = now.boot         # the operator has removed it to say so
         log.info("reloaded file=%s", config.file)
         self.tell_skipped()
@@ -6860,13 +6872,8 @@ def chosen(options: Options, config: Config) -> Contact:
 def on_file(config: Config, now: Now) -> Node:
     """What a daemon that starts now knows."""
     node = Node(config, load_secret(config, make=False), boot_id(), os.urandom)
-    known = os.access(config.leases, os.R_OK)
-    found, damage = (Store(config.leases).read() if known else None) or ({}, [])
-    damage += node.restore([record for _, record in found.values()], now)
-    if os.path.exists(config.key + ".granted"):
-        node.recover(damage, not known, now)
-    else:
-        node.grantor.recovering_until = -inf
+    read = Store(config.leases).read() if os.access(config.leases, os.R_OK) else None
+    take_up(node, read, has_granted(config), now)
     return node
 
 
