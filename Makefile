@@ -16,7 +16,7 @@ demo:           ## the network of the README, in namespaces of this machine
 	@$(WITH) demo tests/demo.py
 
 test:           ## every test, in real namespaces too: set up, then run (root, minutes)
-	@$(WITH) test -m pytest
+	@$(WITH) test tests/halves.py
 
 check: lint type  ## what must pass before a commit: lint, type, fast tests (no root, no network)
 	@$(WITH) check -m pytest --ignore=tests/netns -m 'not slow'
@@ -33,7 +33,10 @@ type:           ## mypy --strict, tests included
 netns:          ## only the tests in real namespaces, with their transcripts (root)
 	@$(WITH) test -m pytest tests/netns -s
 
-soak:           ## the simulation with SEEDS=10000
+soak:           ## an hour's events in five minutes, on real kernels (root)
+	@$(WITH) test tests/soak.py
+
+seeds:          ## the simulation with SEEDS=10000
 	@SEEDS=$(SEEDS) $(WITH) check -m pytest tests/test_simulation.py
 
 bench:          ## how fast it is, beside the programs it replaces (root)
@@ -56,5 +59,5 @@ install:        ## ddpd to PREFIX=/usr/local, below DESTDIR if set
 	    'import ddpd' 'sys.exit(ddpd.main(sys.argv[1:]))' > $(DESTDIR)$(PREFIX)/sbin/ddpd
 	chmod 755 $(DESTDIR)$(PREFIX)/sbin/ddpd
 
-.PHONY: help demo test check lint type netns soak bench docs toc install
+.PHONY: help demo test check lint type netns soak seeds bench docs toc install
 .NOTPARALLEL:

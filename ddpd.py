@@ -50,7 +50,7 @@ from math import inf
 from operator import itemgetter
 from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 from sys import byteorder
-from types import FrameType
+from types import FrameType, MappingProxyType
 from typing import IO, Any, ClassVar, Final, Generic, NamedTuple, TypeVar, dataclass_transform
 
 from nacl._sodium import ffi, lib  # what nacl.bindings wraps: its checks cost more than a small datagram's cipher
@@ -74,7 +74,7 @@ class Now(NamedTuple):
 PORT:     Final = 3373
 PROTOCOL: Final = 1                    # version on the wire
 FOREVER:  Final = 0xFFFFFFFF           # a lifetime without end
-MARK:     Final = 221                  # our routes' protocol; metric and tables are 100 times that
+MARK:     Final = 221                  # our routes' protocol; their metric, our rules' preference: 100 times it
 
 # Every limit, in one table: the README prints it.
 MAX_DATAGRAM:   Final = 1232           # bytes of any datagram, in or out
@@ -97,9 +97,12 @@ NUDGES_A_S:     Final = 200            # nudges a second in all
 BATCH:          Final = 64             # datagrams taken from one socket before answers are sent
 SLOTS_AT_ONCE:  Final = 64             # ... and slots of one grantee that are decided of them
 PROVISIONAL_S:  Final = 600            # seconds that an unconfirmed lease of another boot is used
+DHCP_S:         Final = 300            # seconds of a DHCPv4 lease on a LAN
+MAX_LOST:       Final = 64             # lost subnets that radvd is told of
 LINGER_S:       Final = 7200           # seconds that a lost prefix stays valid (RFC 9096)
 CHILD_S:        Final = 5              # seconds that a command may run
 HOOK_S:         Final = 30             # seconds that a hook may run
+STOP_S:         Final = 3              # ... that those have that are told of the end
 MAX_CONTROLS:   Final = 16             # control connections at once
 CONTROL_S:      Final = 10             # seconds for a control connection to ask and to read
 MAX_CONTROL:    Final = 65_536         # bytes of a control message towards the daemon
@@ -107,6 +110,7 @@ MAX_SHOWN:      Final = 2_000          # leases in one `status` (`leases` shows 
 AT_ONCE:        Final = 500            # leases that end, or are reviewed, before asks are heard again
 FEW:            Final = 1000           # rows read between two pauses; pins that change one by one
 REVOKED_S:      Final = 60             # seconds until who was revoked something may have something else
+FADED_S:        Final = 60             # T1 of leases of which nothing is preferred: the grantor's own is silent
 SLICE_S:        Final = 0.02           # seconds of reading a new configuration, before asks are heard again
 HANDLER_S:      Final = 1.0            # seconds that a handler of the site may take
 SLOW_S:         Final = 0.05           # ... and after which its slowness is logged
@@ -115,6 +119,8 @@ MAX_UNKNOWN:    Final = 10             # ids of pins that nobody has, of those t
 MAX_OWN:        Final = 262_144        # bytes of a grantee's file, of the handlers, of a line of pins
 PINS_KEPT:      Final = 0.7            # part of the pins that a reload has to keep, unless forced
 RETRY_INSTALL_S: Final = 30            # seconds between two tries to install what the kernel refused
+ROUTES_S:       Final = 0.2            # seconds until what has happened to routes is looked at, as one
+REPAIRS:        Final = 10             # of what others remove, at once; then one a second
 RETRY_DISK_S:   Final = 10             # seconds between two tries to write what could not be written
 LINE:           Final = 384            # bytes of a line in the lease file
 SPARE_LINES:    Final = 64             # blank lines by which the lease file grows
@@ -843,6 +849,13 @@ class Reach(NamedTuple):
         return not self.via or version == (6 if ":" in self.via else 4)
 
 
+class Default(NamedTuple):
+    """The default route for traffic from what a grantor gives.  No reach: the way on which that grantor is asked."""
+
+    reach: Reach | None
+    redistribute: bool                   # in the main table too, for a routing daemon
+
+
 class Lan(NamedTuple):
     """An interface that gets a subnet; number None: the lowest free one."""
 
@@ -969,13 +982,20 @@ class Contact:
     key: bytes
     addresses: tuple[HostPort, ...]
     lines: tuple[Line, ...]
-    default: Reach | None
+    default: Default | None
+    rank: int | None
     install: bool
     hook: str
+    hook_style: str
     accept: tuple[Prefix, ...]
     hostname: str
     keepalive_s: float
     suffix: int
+
+    @property
+    def follows_way(self) -> bool:
+        """`default = auto`."""
+        return self.default is not None and self.default.reach is None
 
 
 @dataclass(frozen=True)
@@ -991,6 +1011,7 @@ class Config:
     accounting: str
     handlers: str
     rate: Rate | None
+    handed: dict[str, str]               # kind -> the file that gets it
     pools: tuple[Pool, ...]
     agreements: dict[bytes, Agreement]
     contacts: tuple[Contact, ...]
@@ -1090,8 +1111,16 @@ def lengths_shown(lengths: Iterable[int]) -> str:
     return " ".join(f"/{run[0]}" if len(run) == 1 else f"/{run[0]}-/{run[-1]}" for run in runs)
 
 
+GATEWAY: Final = "gateway"
+
+
+def is_gateway(host: str) -> bool:
+    """Is this no name, but whatever the default router is (on this interface)?"""
+    return host.partition("%")[0] == GATEWAY
+
+
 def host_port(text: str) -> HostPort:
-    """`name:port`, `[v6]:port`, `v4`, `v6`; the port may be left out."""
+    """`name:port`, `[v6]:port`, `v4`, `v6`, `gateway%IF`; the port may be left out."""
     if text.startswith("["):
         host, bracket, port = text[1:].partition("]")
         if not bracket or port[:1] not in (":", ""):
@@ -1102,6 +1131,8 @@ def host_port(text: str) -> HostPort:
         host, _, port = text.partition(":")
     if ":" in host or host.replace(".", "").isdigit():
         address(host.partition("%")[0])
+    elif is_gateway(host) and "%" in host:
+        device(host.partition("%")[2])
     elif not is_name(host):
         raise ValueError(f"'{host}' is neither an address nor a host name")
     return HostPort(host, whole(1, 65535)(port.removeprefix(":")) if port.removeprefix(":") else PORT)
@@ -1121,13 +1152,35 @@ def parse_reach(text: str) -> Reach:
     parts = text.split()
     found = dict(zip(parts[::2], parts[1::2], strict=False))
     if len(parts) % 2 or not found or not found.keys() <= {"via", "dev"} or len(found) * 2 != len(parts):
-        raise ValueError(f"'{text}' is no route (want `dev IF`, or `via ADDRESS`, or `via ADDRESS dev IF`)")
+        raise ValueError(f"'{text}' is no route (want `auto`, `dev IF`, `via ADDRESS` or `via ADDRESS dev IF`)")
     via = address(found["via"]).host if "via" in found else ""
     return Reach(via, device(found["dev"]) if "dev" in found else "")
 
 
 def parse_route(text: str) -> str | Reach:
     return text if text in ("auto", "none") else parse_reach(text)
+
+
+def parse_default(text: str) -> Default:
+    """`auto`, or a reach; then perhaps `redistribute`."""
+    way = text.removesuffix(" redistribute").strip()
+    return Default(None if way == "auto" else parse_reach(way), way != text)
+
+
+def parse_rank(text: str) -> int:
+    """Lower is better; NEAREST: by the round trip."""
+    if text == "nearest":
+        return NEAREST
+    try:
+        return whole(1, 255)(text)
+    except ValueError:
+        raise ValueError(f"'{text}' is no rank (`nearest`, or a whole number from 1 to 255)") from None
+
+
+def parse_style(text: str) -> str:
+    if text not in HOOK_STYLES:
+        raise ValueError(f"'{text}' is no style of hooks (have: {', '.join(HOOK_STYLES)})")
+    return text
 
 
 def parse_lan(text: str) -> Lan:
@@ -1260,6 +1313,9 @@ class Setting(NamedTuple):
     meaning: str
 
 
+NEAREST: Final = 0                       # the rank that is measured
+HOOK_STYLES: Final = ("ddpd", "odhcp6c", "ahcpd")
+HANDED: Final = ("resolv", "dnsmasq", "radvd", "dhcp")            # files for others
 GLOBAL, LOCAL = parse_prefix("2000::/3"), parse_prefix("fc00::/7")
 NEVER: Final = tuple(map(parse_prefix, ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3")))
 
@@ -1277,7 +1333,7 @@ SETTINGS: Final[dict[str, dict[str, Setting]]] = {
         "listen":   Setting(many(parse_listen), "", "where asks are heard; default [::]:3373 if there is a pool"),
         "leases":   Setting(path_name, "/var/lib/ddpd/leases.json", "the lease file"),
         "control":  Setting(path_name, "/run/ddpd.sock", "the control socket"),
-        "mark":     Setting(whole(1, 255), str(MARK), "protocol number of our routes; metric and tables: 100 times it"),
+        "mark":     Setting(whole(1, 255), str(MARK), "protocol number of our routes; their metric is 100 times it"),
         "load":     Setting(whole(1, 10**6), "200", "handshakes a second beyond which asks need a cookie"),
         "hold":     Setting(duration, "30d", "how long an ended lease is held back for its former grantee"),
         "pins":     Setting(many(path_name), "", "CSV or SQLite files with pins: columns id, address, prefix"),
@@ -1285,6 +1341,10 @@ SETTINGS: Final[dict[str, dict[str, Setting]]] = {
         "handlers": Setting(optional(path_name), "", "Python file with the site's own handlers"),
         "accounting": Setting(optional(path_name), "", "log of leases begun and ended, a line of JSON each"),
         "rate":     Setting(optional(parse_rate), "", "new leases of all grantees together, such as 100/1s"),
+        "resolv":   Setting(optional(path_name), "", "file written in the form of resolv.conf"),
+        "dnsmasq":  Setting(optional(path_name), "", "file written for dnsmasq, as its `servers-file`"),
+        "radvd":    Setting(optional(path_name), "", "radvd.conf written for the LANs, with what is left of lifetimes"),
+        "dhcp":     Setting(optional(path_name), "", "dnsmasq.conf written for DHCPv4 on the LANs"),
     },
     "pool": {
         "prefix":    Setting(parse_source, None, "what may be given, or `ula`, `interface IF`, `grantor NAME [SLOT]`"),
@@ -1316,9 +1376,11 @@ SETTINGS: Final[dict[str, dict[str, Setting]]] = {
         "key":       Setting(peer_key, None, "its public key"),
         "address":   Setting(many(host_port), None, "where it listens; several are tried in turn"),
         "ask":       Setting(parse_asks, None, "one slot a line: PREFIX [on IF[=NUMBER] …]; `3: …` fixes the slot"),
-        "default":   Setting(optional(parse_reach), "", "default route for traffic from what it gives"),
+        "default":   Setting(optional(parse_default), "", "default route for traffic from what it gives"),
+        "rank":      Setting(optional(parse_rank), "", "of the ranked, only the first that lives is preferred"),
         "install":   Setting(yes_no, "yes", "no: leave the kernel alone, only call the hook"),
         "hook":      Setting(str, "", "program to run at every change"),
+        "hook_style": Setting(parse_style, "ddpd", "whose hooks it is like: ddpd, odhcp6c, ahcpd"),
         "accept":    Setting(many(parse_prefix), "2000::/3 fc00::/7 0.0.0.0/0", "grants outside of these are refused"),
         "hostname":  Setting(optional(name_word), "", "told to the grantor"),
         "keepalive": Setting(optional(duration), "", "ask at least this often: 25s behind a NAT"),
@@ -1798,8 +1860,9 @@ def read_agreement(section: Section, pools: Mapping[str, Pool]) -> Agreement:
 
 def read_contact(section: Section) -> Contact:
     got = section.parsed()
-    return Contact(section.name, got["key"], got["address"], got["ask"], got["default"], got["install"],
-                   got["hook"], got["accept"], got["hostname"] or "", got["keepalive"] or 0.0, got["suffix"])
+    return Contact(section.name, got["key"], got["address"], got["ask"], got["default"], got["rank"], got["install"],
+                   got["hook"], got["hook_style"], got["accept"], got["hostname"] or "", got["keepalive"] or 0.0,
+                   got["suffix"])
 
 
 def check_apart(sections: list[Section], found: Iterable[tuple[Section, str, Prefix]]) -> None:
@@ -2068,6 +2131,7 @@ def reading(text: str, file: str, files: Files, before: Config | None) -> Steps[
     listen = main["listen"] or ((HostPort("::", PORT),) if draft.pools else ())
     return Config(file, main["key"], listen, main["leases"], main["control"], main["mark"], main["load"],
                   main["hold"], main["accounting"] or "", main["handlers"] or "", main["rate"],
+                  {kind: main[kind] for kind in HANDED if main[kind]},
                   tuple(draft.pools.values()), draft.agreements, contacts, pins, tuple(draft.skipped),
                   tuple(draft.unknown))
 
@@ -2262,14 +2326,22 @@ def salvaged(damage: Damage) -> Prefix | None:
 # so they are written to the lease file before they are made.
 
 MAIN: Final = 254                        # the main routing table
+TABLES: Final = 16                       # of one daemon, until they meet those of the next mark
+
+
+def table_of(mark: int, n: int) -> int:
+    """For the n-th grantor's default routes: 720 and up for 221.  BusyBox's `ip` knows none above 1023."""
+    return 256 + (mark * TABLES + n) % 768
 
 
 class Route(NamedTuple):
-    """Neither via nor dev: unreachable."""
+    """Neither via nor dev: unreachable.  With a source: only for traffic from there (IPv6)."""
 
     prefix: Prefix
     table: int
     reach: Reach = Reach("", "")
+    source: Prefix | None = None
+    mtu: int = 0                         # 0: that of the interface
 
 
 class Address(NamedTuple):
@@ -2293,7 +2365,7 @@ Thing = Route | Address | Rule           # what can be installed
 def thing_key(thing: Thing) -> Key:
     """What it replaces; the order of the keys is the order of installing."""
     if isinstance(thing, Route):
-        return ("1 route", thing.table, thing.prefix)
+        return ("1 route", thing.table, thing.prefix, str(thing.source or ""))
     if isinstance(thing, Address):
         return ("2 address", thing.dev, thing.address)
     return ("3 rule", thing.version, str(thing.source or ""), thing.table)
@@ -2319,8 +2391,10 @@ def thing_words(thing: Thing, mark: int) -> str:
         return f"pref {mark * 100 + 1} from {thing.source} lookup {thing.table}"
     via, dev = thing.reach
     kind = "" if via or dev else "unreachable "
-    where = (f" via {via}" if via else "") + (f" dev {dev}" if dev else "")
-    return f"{kind}{thing.prefix}{where} table {thing.table} proto {mark} metric {mark * 100}"
+    other = "inet6 " * (thing.prefix.version == 4 and ":" in via)
+    where = (f" from {thing.source}" if thing.source else "") + (f" via {other}{via}" if via else "")
+    where += (f" dev {dev}" if dev else "") + f" table {thing.table} proto {mark} metric {mark * 100}"
+    return f"{kind}{thing.prefix}{where}" + (f" mtu {thing.mtu}" if thing.mtu else "")
 
 
 def add_line(thing: Thing, mark: int, now: Now) -> str:
@@ -2373,8 +2447,12 @@ def plan(installed: Mapping[Key, Thing], wanted: Mapping[Key, Thing], keys: Iter
 
 NLMSG: Final = struct.Struct("=IHHII")           # length, type, flags, sequence, port
 RTM: Final = {"link": 16, "address": 20, "route": 24, "rule": 32}
-RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_TABLE = 1, 4, 5, 6, 15
+RTM_DELETED, RTM_GET = 1, 2                      # ... from those, that of what has gone, and of a question
+RTA_DST, RTA_SRC, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC = 1, 2, 4, 5, 6, 7
+RTA_METRICS, RTA_TABLE, RTA_VIA = 8, 15, 18
+RTAX_MTU, RTN_UNICAST = 2, 1
 IFA_ADDRESS, IFA_LOCAL, IFLA_IFNAME, IFA_F_DEPRECATED = 1, 2, 3, 0x20
+IFF_UP, IFF_POINTOPOINT, IFF_RUNNING, IFF_NOARP = 0x1, 0x10, 0x40, 0x80
 FRA_SRC, FRA_PRIORITY, FRA_TABLE = 2, 6, 15
 
 
@@ -2396,6 +2474,10 @@ def attributes(body: bytes, at: int) -> dict[int, bytes]:
     return found
 
 
+def attribute(number: int, value: bytes) -> bytes:
+    return struct.pack("=HH", 4 + len(value), number) + value.ljust(len(value) + 3 & ~3, b"\0")
+
+
 def number_in(found: Mapping[int, bytes], number: int, default: int = 0) -> int:
     return int.from_bytes(found[number], byteorder) if number in found else default
 
@@ -2413,6 +2495,15 @@ class Links:
         """Is this address directly connected on that interface, and not our own?"""
         return (any(at == index and own.length < WIDTH[own.version] and own.network(own.length).holds(host)
                     for at, own in self.addresses) and not self.is_own(host))
+
+    def has(self, dev: str, flags: int) -> bool:
+        """Is there this interface, with any of these flags?"""
+        return any(name == dev and self.flags.get(index, IFF_UP) & flags for index, name in self.names.items())
+
+    def is_usable(self, source: str) -> bool:
+        """Is this an address of ours, and not a deprecated one?"""
+        own = parse_host(source) if source else NOWHERE
+        return any((at.version, at.first) == own[:2] and (index, at) not in self.fading for index, at in self.addresses)
 
     def is_own(self, host: Prefix) -> bool:
         return any((own.version, own.first) == host[:2] for _, own in self.addresses)
@@ -2442,6 +2533,12 @@ def links_of(replies: Iterable[tuple[int, bytes]]) -> Links:
     return Links(names, tuple(addresses), flags, frozenset(fading))
 
 
+def reach_in(found: Mapping[int, bytes], names: Mapping[int, str]) -> Reach:
+    gateway = found.get(RTA_GATEWAY) or found.get(RTA_VIA, b"")[2:]        # IPv4 by an IPv6 router: behind its family
+    via = inet_ntop(FAMILY[4 if len(gateway) == 4 else 6], gateway) if gateway else ""
+    return Reach(via, names.get(number_in(found, RTA_OIF), ""))
+
+
 def route_of(body: bytes, mark: int, names: Mapping[int, str]) -> Route | None:
     """A route that carries our mark, from RTM_NEWROUTE."""
     if body[0] not in FAMILY.values() or body[5] != mark:
@@ -2449,12 +2546,12 @@ def route_of(body: bytes, mark: int, names: Mapping[int, str]) -> Route | None:
     found = attributes(body, 12)
     if number_in(found, RTA_PRIORITY) != mark * 100:
         return None
-    version = 4 if body[0] == AF_INET else 6
-    prefix = prefix_of(found.get(RTA_DST, bytes(WIDTH[version] // 8)), body[1])
-    gateway = found.get(RTA_GATEWAY, b"")
-    via = inet_ntop(FAMILY[4 if len(gateway) == 4 else 6], gateway) if gateway else ""
-    dev = names.get(number_in(found, RTA_OIF), "") if body[7] == 1 else ""    # RTN_UNICAST; reject routes say lo
-    return Route(prefix, number_in(found, RTA_TABLE, body[4]), Reach(via, dev))
+    none = bytes(WIDTH[4 if body[0] == AF_INET else 6] // 8)
+    prefix = prefix_of(found.get(RTA_DST, none), body[1])
+    source = prefix_of(found[RTA_SRC], body[2]) if body[2] else None
+    reach = reach_in(found, names) if body[7] == RTN_UNICAST else Reach("", "")        # reject routes say lo
+    mtu = number_in(attributes(found.get(RTA_METRICS, b""), 0), RTAX_MTU)
+    return Route(prefix, number_in(found, RTA_TABLE, body[4]), reach, source, mtu)
 
 
 def rule_of(body: bytes, mark: int) -> Rule | None:
@@ -2468,6 +2565,69 @@ def rule_of(body: bytes, mark: int) -> Rule | None:
         return Rule(version, None, MAIN)
     source = prefix_of(found.get(FRA_SRC, bytes(WIDTH[version] // 8)), body[2])
     return Rule(version, source, number_in(found, FRA_TABLE, body[4]))
+
+
+def gone_of(kind: int, body: bytes, mark: int, names: Mapping[int, str]) -> Thing | None:
+    """The route or rule of ours that a message says is gone."""
+    if kind == RTM["route"] + RTM_DELETED:
+        return route_of(body, mark, names)
+    return rule_of(body, mark) if kind == RTM["rule"] + RTM_DELETED else None
+
+
+class Way(NamedTuple):
+    """How this node's packets get to a grantor."""
+
+    reach: Reach                         # via empty: it is a neighbour
+    source: str                          # from which of our addresses, IPv4 mapped
+    is_up: bool                          # a cable in the port
+
+
+class Gateway(NamedTuple):
+    """A default route in the main table that ddpd did not make."""
+
+    metric: int
+    scope: int                           # index of its interface
+    reach: Reach
+    version: int
+
+
+def gateways_of(replies: Iterable[tuple[int, bytes]], mark: int, names: Mapping[int, str]) -> tuple[Gateway, ...]:
+    """Of the routes of the main table, the best first."""
+    found = []
+    for kind, body in replies:
+        if kind != RTM["route"] or body[1:3] != b"\0\0" or body[5] == mark or body[7] != RTN_UNICAST:
+            continue
+        parts = attributes(body, 12)
+        if number_in(parts, RTA_TABLE, body[4]) == MAIN and RTA_OIF in parts:
+            found.append(Gateway(number_in(parts, RTA_PRIORITY), number_in(parts, RTA_OIF), reach_in(parts, names),
+                                 4 if body[0] == AF_INET else 6))
+    return tuple(sorted(found))
+
+
+def way_of(body: bytes, links: Links) -> Way | None:
+    """What the kernel says of the way to a host; None if there is none."""
+    found = attributes(body, 12)
+    if body[7] != RTN_UNICAST or RTA_OIF not in found:
+        return None
+    index = number_in(found, RTA_OIF)
+    source = found.get(RTA_PREFSRC, bytes(16))
+    return Way(reach_in(found, links.names), inet_ntop(AF_INET6, mapped(prefix_of(source, len(source) * 8))),
+               bool(links.flags.get(index, 0) & IFF_RUNNING))
+
+
+def default_on(way: Way, host: Prefix, version: int, gateways: Iterable[Gateway], links: Links) -> Reach | None:
+    """The next hop for what a grantor gave, on the way on which it is asked; None if that is not known.
+
+    Into a tunnel there is none.  For the family in which it is asked it is where the asks go.  For the other one
+    it is the router that is the default on that interface.
+    """
+    dev = way.reach.dev
+    if links.has(dev, IFF_POINTOPOINT | IFF_NOARP):
+        return Reach("", dev)
+    if version == host.version:
+        return Reach(way.reach.via or host.host, dev)
+    return next((gateway.reach for gateway in gateways
+                 if (gateway.version, gateway.reach.dev) == (version, dev) and gateway.reach.via), None)
 
 
 # ==== EFFECTS ======================================================== pure ====
@@ -2626,7 +2786,8 @@ class Lease:
     def record(self, now: Now) -> Record:
         via, dev = self.reach or ("", "")
         return {"kind": "granted", "key": show_key(self.key), "slot": self.slot, "prefix": str(self.prefix),
-                "state": self.state.value, "valid": seconds(self.valid_s), "left": seconds(self.valid_until - now.boot),
+                "state": self.state.value, "valid": seconds(self.valid_s),
+                "left": seconds(self.valid_until - now.boot + 0.998),     # up: never less than was promised
                 "via": via, "dev": dev, "since": self.since, "epoch": self.epoch}
 
     @property
@@ -2978,6 +3139,15 @@ def site_outcome(said: object) -> Prefix | Refuse | None:
         return None if said is None else parse_prefix(str(said))
     except ValueError as why:
         raise SiteFailure(str(why)) from None
+
+
+def both_told(options: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """Of two pools: their lists one after the other, each item once, and the smaller MTU."""
+    found = {**more, **options}
+    for name in options.keys() & more.keys():
+        one, other = options[name], more[name]
+        found[name] = tuple(dict.fromkeys((*one, *other))) if isinstance(one, tuple) else min(one, other)
+    return found
 
 
 def site_options(said: object) -> dict[str, Any]:
@@ -3734,8 +3904,8 @@ class Grantor(Decider):
         peer.hostname = ask.hostname or ""
 
     def answer(self, peer: Peer, ask: Ask, leases: list[Lease], refusals: tuple[Refusal, ...], now: Now) -> Answer:
-        grants, options = [], {}
-        times = (inf, inf)
+        grants, times = [], (inf, inf)
+        options: dict[str, Any] = {}
         hour = int(max(0.0, now.wall) // 3600).to_bytes(4, "big")
         for lease in leases:
             pool = self.terms(peer.agreement, lease.prefix)
@@ -3745,7 +3915,7 @@ class Grantor(Decider):
             if pool is not None and current:
                 times_s, preferred_s = self.times(pool, left_s, now)
                 times = (min(times[0], times_s[0]), min(times[1], times_s[1]))
-                options.update(pool.options)
+                options = both_told(options, pool.options)
             grants.append(Grant(lease.slot, lease.prefix, current, seconds(preferred_s), seconds(left_s),
                                 self.ticket_of(lease, hour)))
         grants += self.told_over(peer, ask, {lease.prefix for lease in leases})
@@ -3759,7 +3929,8 @@ class Grantor(Decider):
         preferred_s = max(0.0, min(preferred_of(pool, left_s), pool.prefers - now.boot))
         if left_s > pool.valid_s - 1.0 and pool.prefers == inf:
             return (pool.renew_s, pool.rebind_s), preferred_s
-        times_s = min(pool.renew_s, max(1.0, preferred_s / 2)), min(pool.rebind_s, max(1.0, preferred_s * 0.8))
+        renew_s, rebind_s = (max(1.0, part * preferred_s or FADED_S) for part in (0.5, 0.8))
+        times_s = min(pool.renew_s, renew_s), min(pool.rebind_s, rebind_s)
         return times_s, preferred_s
 
     def ticket_of(self, lease: Lease, hour: bytes) -> bytes:
@@ -3897,6 +4068,7 @@ class Held:
     prefers_until: float
     valid_until: float
     current: bool = True                 # False: deprecated, counts down
+    faded: bool = False                  # not renewed in time: preferred no longer
     provisional: bool = False            # of another boot, and not confirmed since
     saved_until: float = -inf            # as the lease file has it
     lans: tuple[Lan, ...] = ()           # the interfaces that get a subnet of it
@@ -3915,15 +4087,23 @@ def held_of(record: Record, boot: str, now: Now) -> Held | None:
     ends, prefers = (inf if record[name] == -1 else float(record[name]) for name in ("ends", "prefers"))
     if record["boot"] != boot:
         left = float(record["wall"]) - now.wall
+        faded_s = 0.0 if inf in (ends, prefers) else ends - prefers
         ends = now.boot + min(left, PROVISIONAL_S)
-        prefers = ends if record["current"] else now.boot
+        prefers = now.boot + min(left - faded_s, PROVISIONAL_S) if record["current"] else now.boot
     if ends <= now.boot:
         return None
     ticket = binascii.a2b_base64(record["ticket"])
     if len(ticket) != TICKET_LEN:
         raise ValueError("no ticket")
     return Held(whole(0, 255)(str(record["slot"])), parse_prefix(record["prefix"]), ticket, prefers, ends,
-                bool(record["current"]), provisional=record["boot"] != boot)
+                bool(record["current"]), faded=prefers <= now.boot, provisional=record["boot"] != boot)
+
+
+def sane(option: str, value: Any) -> Any:
+    """What of an option is taken: no loopback, multicast or link-local addresses, no MTU that is none."""
+    if option in ("dns", "ntp"):
+        return tuple(address for address in value or () if not is_nobodys(address))
+    return min(9000, max(1280, value)) if option == "mtu" and value is not None else value
 
 
 def slot_name(lines: tuple[Line, ...], n: int) -> str:
@@ -3992,8 +4172,18 @@ class Event(Enum):
 ASK: Final = Retry(1.0, 120.0)           # in every state
 REFUSED: Final = Retry(60.0, 3600.0)     # a refusal without a time
 REBIND_S: Final = 30.0                   # after a start, until other addresses are asked too
-SILENT_S: Final = 16.0                   # when the next patience is this long, a person is told
-LOOKUP_S: Final = (10.0, 60.0)           # between two look-ups of a name: without an address yet, and with one
+SILENT_S: Final = 8.0                    # when the next patience is this long, a person is told
+SHORT_S: Final = 8.0                     # an exit with a short T1 that comes back is found again in this time, or T1
+LOOKUP_S: Final = 5.0                    # between two look-ups of a name, while nobody answers
+
+
+def places_of(host: str, gateways: Iterable[Gateway]) -> tuple[Path, ...]:
+    """Where `gateway`, or `gateway%IF`, is: the default routers, each once."""
+    dev = host.partition("%")[2]
+    found = [Path("::ffff:" * (gateway.version == 4) + gateway.reach.via, 0,
+                  gateway.scope if gateway.reach.via.startswith("fe80:") else 0)
+             for gateway in gateways if gateway.reach.via and dev in ("", gateway.reach.dev)]
+    return tuple(dict.fromkeys(found))
 
 
 class Grantee:
@@ -4012,6 +4202,7 @@ class Grantee:
         self.t1_at = self.t2_at = inf
         self.timer = -inf                                         # when to act next
         self.patience_s = ASK.first_s
+        self.longest_s = ASK.longest_s                            # less, where leases are renewed more often
         self.refused_s = REFUSED.first_s
         self.found: dict[str, tuple[Path, ...]] = {}              # addresses of a host name
         self.looked_up: dict[str, float] = {}
@@ -4021,7 +4212,15 @@ class Grantee:
         self.status = ""                                          # of the last
         self.contact = contact
         self.table = MAIN                                         # ... of its default routes
+        self.heard_at: Path | None = None                         # where it answered last
 
+    # What the node finds out.
+    target: Path | None = None                                    # the aim when the way was looked at ...
+    way: Way | None = None                                        # ... and how packets get there
+    reaches: Mapping[int, Reach] = MappingProxyType({})           # `default`, by IP version
+    leads: frozenset[int] = frozenset()                           # IP versions in which its rank is the best ...
+    waits: frozenset[int] = frozenset()                           # ... and in which another's is
+    trip_s = inf                                                  # round trip, smoothed
 
     def number(self, known: Mapping[str, int]) -> list[Effect]:
         """Settle the slots: a line that is gone is released, a new one numbered and written down."""
@@ -4068,30 +4267,66 @@ class Grantee:
         places = self.places()
         return places[self.turn % len(places)] if places else None
 
+    def aim(self) -> Path | None:
+        """The place that matters: while others are tried, too, the one that answered last."""
+        return self.heard_at if self.heard_at in self.places() else self.place()
+
     def lookups(self, now: Now) -> list[Effect]:
         """Names to look up: unknown, or unanswered for a while."""
         names = {host for host, _ in self.contact.addresses
-                 if now.boot - self.looked_up.get(host, -inf) >= LOOKUP_S[bool(self.found.get(host))]}
+                 if now.boot - self.looked_up.get(host, -inf) >= LOOKUP_S}
         self.looked_up.update(dict.fromkeys(names, now.boot))
         return [Lookup(self.contact.name, name) for name in sorted(names)]
 
     def resolved(self, host: str, paths: tuple[Path, ...], now: Now) -> list[Effect]:
-        known = self.place()
+        known, better = self.place(), is_gateway(host) and paths[:1] != self.found.get(host, ())[:1]
         if paths:
             self.found[host] = paths
-        if known is None and self.place() is not None and self.state is not State.RELEASED:
+        self.turn = 0 if better else self.turn                    # another default router
+        moved = better or known not in self.places()
+        if moved and self.place() is not None and self.state is not State.RELEASED:
             self.timer, self.patience_s = now.boot, ASK.first_s
         return self.woke(now)
+
+    def stirred(self, way: Way | None, now: Now) -> list[Effect]:
+        """The network has changed: who was out of reach, or reached otherwise, is asked at once."""
+        moved = way is not None and way.is_up and way != self.way and self.aim() == self.target
+        if not self.found and now.boot - max(self.looked_up.values(), default=-inf) >= 1.0:
+            self.looked_up.clear()                                # there may be a name server now
+            moved = True
+        return self.step(Event.NUDGED, now) if moved and self.state is not State.RELEASED else []
 
     # -- events ----------------------------------------------------------------------
 
     @property
     def deadline(self) -> float:
-        return min(self.timer, *(held.valid_until for held in self.held), inf)
+        return min(self.timer, *(held.valid_until for held in self.held),
+                   *(held.prefers_until for held in self.held if held.current and not held.faded), inf)
 
     def woke(self, now: Now) -> list[Effect]:
-        effects = self.expire(now)
+        effects = self.expire(now) + self.fade(now)
         return effects + self.step(Event.DUE, now) if now.boot >= self.timer else effects
+
+    def fade(self, now: Now) -> list[Effect]:
+        """The grantor is silent: what is not renewed in time is still valid, but new connections use another."""
+        fading = [held for held in self.held if held.current and not held.faded and held.prefers_until <= now.boot]
+        for held in fading:
+            held.faded = True
+        notes = [Note(f"faded grantor={self.contact.name} slot={held.slot} prefix={held.prefix}") for held in fading]
+        return [*notes, Install(), Hook(self.contact.name, "faded")] if fading else []
+
+    def prefers_until(self, held: Held) -> float:
+        """As its addresses and the hook are told: while a better rank lives, this one is not preferred."""
+        return 0.0 if held.prefix.version in self.waits else held.prefers_until
+
+    def distance(self, version: int) -> tuple[int, float]:
+        """The rank, and if that is to be measured, the round trip: somebody else has to be nearer by 30 %."""
+        rank = self.contact.rank or NEAREST
+        return rank, 0.0 if rank else self.trip_s * (0.7 if version in self.leads else 1.0)
+
+    def is_preferred(self, version: int) -> bool:
+        """Does anything that this grantor gave live?"""
+        return any(held.current and not held.faded and held.prefix.version == version for held in self.held)
 
     def step(self, event: Event, now: Now) -> list[Effect]:
         action = self.TABLE.get((self.state, event))
@@ -4111,6 +4346,10 @@ class Grantee:
         return Ask(stamp=stamp, run=run, source=source, hostname=self.contact.hostname or None,
                    wants=tuple(wants), releases=released)
 
+    def heard(self, trip_s: float) -> None:
+        self.heard_at = self.place()
+        self.trip_s = trip_s if self.trip_s == inf else self.trip_s + (trip_s - self.trip_s) / 8
+
     def answered(self, ask: Ask, answer: Answer, sent_at: float, now: Now, taken: Callable[[Prefix], str],
                  ) -> list[Effect]:
         """Apply a fresh answer.  `taken` says what else a prefix would overlap."""
@@ -4121,19 +4360,18 @@ class Grantee:
         self.releases -= set(ask.releases) if answer.status == Status.OK else set()
         self.complaints = {}
         self.again = {want.slot: now.boot + REFUSED.first_s for want in ask.wants}
-        before = {(held.slot, held.prefix): held.current for held in self.held}
+        before = {(held.slot, held.prefix): (held.current, held.faded) for held in self.held}
         wanted = {want.slot: want.prefix for want in ask.wants}
         for grant in answer.grants:
             self.take(grant, wanted, sent_at, now, taken)
         effects = self.refuse(answer.refusals, now)
         self.drop_released(now)
         if answer.grants and answer.need is None:
-            self.options = {key: value for key in OPTIONS if (value := getattr(answer, key)) not in NOTHING}
-            if answer.mtu is not None:
-                self.options["mtu"] = min(9000, max(1280, answer.mtu))
+            self.options = {key: value for key in OPTIONS if (value := sane(key, getattr(answer, key))) not in NOTHING}
         self.set_times(answer, sent_at, now)
-        after = {(held.slot, held.prefix): held.current for held in self.held}
-        effects += self.settle(now, "bound" if after != before else "renewed")
+        after = {(held.slot, held.prefix): (held.current, held.faded) for held in self.held}
+        renewed = "rebound" if self.state is State.REBINDING else "renewed"
+        effects += self.settle(now, "bound" if after != before else renewed)
         return effects + self.step(Event.ANSWERED, now)
 
     def take(self, grant: Grant, wanted: Mapping[int, Prefix], sent_at: float, now: Now,
@@ -4162,6 +4400,7 @@ class Grantee:
             self.held.append(have)
         have.ticket, have.current, have.provisional = grant.ticket, True, False
         have.prefers_until, have.valid_until = sent_at + span(grant.preferred_s), valid_until
+        have.faded = have.prefers_until <= now.boot
         self.again.pop(grant.slot, None)
         self.refused.pop(grant.slot, None)
 
@@ -4211,7 +4450,9 @@ class Grantee:
         granted = [grant for grant in answer.grants if grant.current and grant.slot in slots]
         shortest = min((span(grant.preferred_s) for grant in granted), default=inf)
         t1, t2 = answer.times or (0, 0)
-        self.t1_at = sent_at + max(1.0, span(t1) or shortest * 0.5)
+        renew_s = max(1.0, span(t1) or shortest * 0.5)
+        self.longest_s = min(ASK.longest_s, max(SHORT_S, renew_s))
+        self.t1_at = sent_at + renew_s
         self.t2_at = max(self.t1_at, sent_at + max(1.0, span(t2) or shortest * 0.8))
         if self.contact.keepalive_s:
             self.t1_at = min(self.t1_at, now.boot + self.contact.keepalive_s)
@@ -4257,6 +4498,8 @@ class Grantee:
             if held.saved_until == -inf or abs(held.valid_until - held.saved_until) >= worth_s or event == "bound":
                 held.saved_until = held.valid_until
                 effects.append(Save(held.id(self.contact.key), held.record(self.contact.key, self.boot, now)))
+        if self.state is State.RELEASED and event == "renewed":
+            return [*effects, Install()]                          # it has taken note
         if event == "bound":
             effects += [Note(f"{'bound' if held.current else 'deprecated'} grantor={self.contact.name} "
                              f"slot={held.slot} prefix={held.prefix} valid={seconds(held.valid_until - now.boot)}")
@@ -4269,13 +4512,15 @@ class Grantee:
         """Ask, and once more after twice as long: ±10 % so that many do not ask in step."""
         if self.state is State.RENEWING and now.boot >= self.t2_at:
             self.enter(State.REBINDING, now.boot)
-        effects = self.lookups(now) if self.state is not State.RENEWING or not self.places() else []
+        is_first = self.patience_s == ASK.first_s                 # a lease is renewed where it was got, at first
+        effects = self.lookups(now) if self.state is not State.RENEWING or not self.places() or not is_first else []
         jitter = 0.9 + 0.2 * self.rand(1)[0] / 255
         self.timer = now.boot + self.patience_s * jitter
         if self.state is State.RENEWING:
             self.timer = min(self.timer, max(self.t2_at, now.boot + 1.0))
-        self.patience_s = min(self.patience_s * 2, ASK.longest_s)
-        if self.patience_s == SILENT_S:
+        silent = self.patience_s * 2 == SILENT_S
+        self.patience_s = min(self.patience_s * 2, self.longest_s)
+        if silent:
             place = self.place() or "(no address found yet)"
             effects.append(Note(f"silent grantor={self.contact.name} at={place} state={self.state.value}"))
         return [*effects, Call(self.contact.name)] if self.place() is not None else effects
@@ -4295,13 +4540,13 @@ class Grantee:
         self.enter(State.SEEKING, now.boot)
         return self.ask_again(now)
 
-    def calm(self, _: Now) -> list[Effect]:
+    def calm(self, now: Now) -> list[Effect]:
         """Answered: until T1 if there is a lease, until a refused slot may be asked for again in any case."""
         again = min(self.again.values(), default=inf)
         if any(held.current for held in self.held):
             self.enter(State.BOUND, min(self.t1_at, again))
         else:
-            self.enter(State.SEEKING, again)
+            self.enter(State.SEEKING, again if self.again else now.boot + REFUSED.first_s)
         return []
 
     def give_back(self, now: Now) -> list[Effect]:
@@ -4336,16 +4581,23 @@ class Grantee:
             if not held.prefix.is_address:
                 yield Route(held.prefix, MAIN)
             yield from self.lan_things(held)
-            if self.contact.default is not None and self.contact.default.serves(held.prefix.version):
-                yield Rule(held.prefix.version, None, MAIN)
-                yield Rule(held.prefix.version, held.prefix, self.table)
-                yield Route(Prefix(held.prefix.version, 0, 0), self.table, self.contact.default)
+            if held.prefix.version in self.reaches:
+                yield from self.default_things(held.prefix, self.reaches[held.prefix.version])
 
-    def lan_things(self, held: Held) -> Iterator[Thing]:
+    def default_things(self, prefix: Prefix, reach: Reach) -> Iterator[Thing]:
+        """Traffic from this prefix leaves by its own gateway; where asked, routing daemons are told so."""
+        version, mtu = prefix.version, self.options.get("mtu", 0)
+        yield Rule(version, None, MAIN)
+        yield Rule(version, prefix, self.table)
+        yield Route(Prefix(version, 0, 0), self.table, reach, mtu=mtu)
+        if self.contact.default is not None and self.contact.default.redistribute and version == 6:
+            yield Route(Prefix(version, 0, 0), MAIN, reach, prefix, mtu)
+
+    def lan_things(self, held: Held) -> Iterator[Address]:
         for dev, number in lan_numbers(held.lans):
             address = lan_address(held.prefix, number, self.contact.suffix)
             if address is not None:
-                yield Address(dev, address, held.prefers_until, held.valid_until)
+                yield Address(dev, address, self.prefers_until(held), held.valid_until)
 
 
 Grantee.TABLE = {
@@ -4675,6 +4927,7 @@ class Node:
         self.held_keys: set[Key] = set()                          # what of `wanted` the grantees want
         self.made: dict[Key, Thing] = {}                          # what carries no mark in the kernel
         self.links = Links()
+        self.gateways: tuple[Gateway, ...] = ()
         self.responder = Responder(self.s, config.load, rand)
         self.grantor = Grantor(secret, config, self.wanted, rand)
         self.grantees: dict[str, Grantee] = {}
@@ -4697,7 +4950,10 @@ class Node:
                 self.grantees[contact.name] = Grantee(contact, self.boot, self.rand)
                 self.initiators[contact.name] = Initiator(self.s, contact.key, self.rand)
             grantee = self.grantees[contact.name]
-            grantee.contact, grantee.table = contact, config.mark * 100 + 1 + index
+            if grantee.contact.default != contact.default:
+                grantee.reaches = {}
+            grantee.contact, grantee.table = contact, table_of(config.mark, index)
+            grantee.reaches = self.default_of(grantee)
 
     # -- pools that move -------------------------------------------------------------
 
@@ -4763,13 +5019,63 @@ class Node:
         return [*self.grantor.out, *([Install()] if self.wanted.changed else ())]
 
     def follow(self, now: Now) -> list[Effect]:
-        """After what pools follow may have changed."""
-        return self.settle_pools(now) if any(pool.follows for pool in self.config.pools) else []
+        """After leases of ours, or links, may have changed: who is preferred, what the kernel gets, where pools are."""
+        effects = self.rank()
+        self.want_grantees()
+        return effects + (self.settle_pools(now) if any(pool.follows for pool in self.config.pools) else [])
 
     def linked(self, links: Links, now: Now) -> list[Effect]:
         """The interfaces, or their addresses, are not what they were."""
         self.links = self.grantor.links = links
         return self.follow(now)
+
+    def routed(self, ways: Mapping[str, Way | None], gateways: tuple[Gateway, ...], stirred: bool, now: Now,
+               ) -> list[Effect]:
+        """How the grantors are reached now.  stirred: the network has changed, not only where we ask."""
+        effects: list[Effect] = []
+        self.gateways = gateways
+        for name, grantee in self.grantees.items():
+            target, way = grantee.aim(), self.steady(grantee, ways.get(name))
+            if stirred:
+                for host in [host for host, _ in grantee.contact.addresses if is_gateway(host)]:
+                    effects += grantee.resolved(host, places_of(host, gateways), now)
+                effects += grantee.stirred(way, now)
+            if stirred or target != grantee.target:               # else it has yet to be stirred by the change
+                grantee.target, grantee.way = target, way
+            grantee.reaches = self.default_of(grantee)
+        self.want_grantees()
+        return [*effects, *([Install()] if self.wanted.changed else [])]
+
+    def steady(self, grantee: Grantee, way: Way | None) -> Way | None:
+        """Another address of ours is no reason to ask from there."""
+        if way is None:
+            return None
+        old = grantee.way
+        if old is not None and old.reach == way.reach and self.links.is_usable(old.source):
+            return way._replace(source=old.source)
+        return way._replace(source=self.unleased(way.source, way))
+
+    def adopt(self, installed: Iterable[Thing]) -> None:
+        """A restart is no outage: the default routes that are there stay until the way is known."""
+        routes = [thing for thing in installed if isinstance(thing, Route) and thing.prefix.length == 0]
+        for grantee in self.grantees.values():
+            if grantee.contact.follows_way:
+                mine = [route for route in routes if route.table == grantee.table]
+                grantee.reaches = {route.prefix.version: route.reach for route in mine}
+
+    def default_of(self, grantee: Grantee) -> Mapping[int, Reach]:
+        """The next hop for what it gave, by IP version; what was known of a way stays while there is none."""
+        default, way = grantee.contact.default, grantee.way
+        if default is None:
+            return {}
+        if default.reach is not None:
+            return {version: default.reach for version in WIDTH if default.reach.serves(version)}
+        if way is None or grantee.target is None:                 # what was known stays
+            return grantee.reaches
+        host = parse_host(grantee.target.host)
+        found = {version: default_on(way, host, version, self.gateways, self.links) for version in WIDTH}
+        known = {version: reach for version, reach in grantee.reaches.items() if reach.dev == way.reach.dev}
+        return known | {version: reach for version, reach in found.items() if reach is not None}
 
     # -- datagrams -------------------------------------------------------------------
 
@@ -4887,8 +5193,8 @@ class Node:
         room = self.initiators[name].size
         sent_at, ask = self.initiators[name].settle(answer, now)
         grantee = self.grantees[name]
+        grantee.heard(now.boot - sent_at)
         effects = grantee.answered(ask, answer, sent_at, now, lambda prefix: self.taken(name, prefix))
-        self.want_grantees()
         effects += self.follow(now)
         more = answer.need is not None and self.initiators[name].size > room
         return [*effects, Call(name)] if more else effects        # what did not fit is worth a longer ask
@@ -4900,9 +5206,28 @@ class Node:
             if own.network(own.length).overlaps(prefix) and (self.links.names.get(index, ""), own) not in ours:
                 return f"overlaps {own.network(own.length)} on {self.links.names.get(index, index)}"
         for other, grantee in self.grantees.items():
+            if any(prefix.holds(parse_host(place.host)) for place in grantee.places()):
+                return f"holds the address at which {other} is asked"
             if other != name and any(held.prefix.overlaps(prefix) for held in grantee.held):
                 return f"overlaps a lease from {other}"
         return ""
+
+    def rank(self) -> list[Effect]:
+        """Of the grantors with a rank only the best that lives is preferred, in each family; the others wait."""
+        effects: list[Effect] = []
+        ranked = [grantee for grantee in self.grantees.values() if grantee.contact.rank is not None or grantee.waits]
+        for version in WIDTH:
+            living = {grantee.contact.name: grantee.distance(version) for grantee in ranked
+                      if grantee.contact.rank is not None and grantee.is_preferred(version) and grantee.trip_s < inf}
+            leading = {name for name, distance in living.items() if distance == min(living.values())}
+            for grantee in ranked:
+                name, waited = grantee.contact.name, version in grantee.waits
+                grantee.leads = grantee.leads - {version} | ({version} if name in leading else set())
+                grantee.waits = grantee.waits - {version} | ({version} if name in living.keys() - leading else set())
+                if waited != (version in grantee.waits):
+                    what = "preferred" if waited else "waits"
+                    effects += [Note(f"ranked grantor={name} IPv{version}={what}"), Install(), Hook(name, "ranked")]
+        return effects
 
     def want_grantees(self) -> None:
         things = {thing_key(thing): thing for grantee in self.grantees.values() for thing in grantee.things()}
@@ -4911,6 +5236,25 @@ class Node:
         for thing in things.values():
             self.wanted.put(thing)
         self.held_keys = set(things)
+
+    def better_source(self, name: str, source: str) -> str:
+        """Of our addresses: the one that was used on this way, as long as there is no reason to change it."""
+        grantee, way = self.grantees[name], self.grantees[name].way
+        keep = way is not None and grantee.target == grantee.place() and self.links.is_usable(way.source)
+        return way.source if way is not None and keep else self.unleased(source, way)
+
+    def unleased(self, source: str, way: Way | None) -> str:
+        """Not a leased address, if there is another one: what was leased may not be routed yet, or no longer."""
+        own = parse_host(source)
+        leased_ = [held.prefix for grantee in self.grantees.values() for held in grantee.held]
+        if not any(prefix.holds(own) for prefix in leased_):
+            return source
+        devs = {"lo", way.reach.dev if way else ""}
+        others = [at for index, at in self.links.addresses if self.links.names.get(index) in devs
+                  and at.version == own.version and not any(prefix.holds(at) for prefix in leased_)
+                  and not is_nobodys(at) and (index, at) not in self.links.fading]
+        others.sort(key=lambda at: GLOBAL.holds(at) != GLOBAL.holds(own))
+        return inet_ntop(AF_INET6, mapped(others[0])) if others else source
 
     def compose(self, name: str, source: str, now: Now) -> bytes:
         """The ask to send to this grantor's present place, now, from this address."""
@@ -4922,8 +5266,7 @@ class Node:
     def resolved(self, name: str, host: str, paths: tuple[Path, ...], now: Now) -> list[Effect]:
         grantee = self.grantees.get(name)
         effects = grantee.resolved(host, paths, now) if grantee else []
-        self.want_grantees()
-        return effects
+        return effects + self.follow(now)
 
     # -- time ------------------------------------------------------------------------
 
@@ -4940,7 +5283,6 @@ class Node:
         for grantee in due:
             effects += grantee.woke(now)
         if due:
-            self.want_grantees()
             effects += self.follow(now)
         if not self.grantor.reviewed:
             self.grantor.go_on()
@@ -4975,7 +5317,6 @@ class Node:
         effects = []
         for grantee in [g for n, g in self.grantees.items() if name in ("", n)]:
             effects += grantee.step(event, now)
-        self.want_grantees()
         return effects + self.follow(now)
 
     def revoke(self, peer: Peer, slot: int | None, now: Now) -> list[Effect]:
@@ -4984,14 +5325,18 @@ class Node:
     def forgive(self, peer: Peer, slot: int | None, now: Now) -> list[Effect]:
         return [*self.grantor.forgive(peer, slot, now), *self.nudge(now)]
 
+    def dismissed(self, config: Config) -> list[Grantee]:
+        """Whose grantors this configuration does not name, or names with another key."""
+        kept = {contact.name: contact.key for contact in config.contacts}
+        return [grantee for name, grantee in self.grantees.items() if kept.get(name) != grantee.contact.key]
+
     def reconfigure(self, config: Config, now: Now) -> list[Effect]:
         """A new configuration, without losing a lease or a session."""
         known = {name: dict(grantee.slots) for name, grantee in self.grantees.items()}
-        kept = {contact.name: contact.key for contact in config.contacts}
         effects: list[Effect] = []
-        for name in [name for name, g in self.grantees.items() if kept.get(name) != g.contact.key]:
-            effects += [Save(held.id(self.grantees[name].contact.key), None) for held in self.grantees[name].held]
-            del self.grantees[name], self.initiators[name]
+        for grantee in self.dismissed(config):
+            effects += [Save(held.id(grantee.contact.key), None) for held in grantee.held]
+            del self.grantees[grantee.contact.name], self.initiators[grantee.contact.name]
         self.config, self.responder.load = config, config.load
         self.add_grantees(config)
         for name, grantee in self.grantees.items():
@@ -5002,6 +5347,7 @@ class Node:
                     effects.append(Save(held.id(grantee.contact.key), held.record(grantee.contact.key, self.boot, now)))
             if grantee.state is not State.RELEASED:
                 effects += grantee.step(Event.NUDGED, now)
+        effects += self.rank()
         self.want_grantees()
         effects += self.settle_pools(now, anew=True)
         self.grantor.go_on()
@@ -5075,10 +5421,11 @@ class Node:
             if any(held.current for held in grantee.held):
                 grantee.enter(State.RENEWING, now.boot)
                 grantee.t2_at = now.boot + REBIND_S
+        self.rank()
         self.want_grantees()
         self.lent = {held.prefix for grantee in self.grantees.values() for held in grantee.held}
         self.numbered += self.settle_pools(now, anew=True)
-        return [*self.numbered, Install(), *(Hook(name, "started") for name, g in self.grantees.items() if g.held)]
+        return [*self.numbered, Install(), *(Hook(name, "started") for name in self.grantees)]
 
 
 # ==== STATUS ========================================================= pure ====
@@ -5120,8 +5467,8 @@ def granted_row(node: Node, peer: Peer, lease: Lease, now: Now) -> dict[str, Any
 
 def held_row(grantee: Grantee, held: Held, now: Now) -> dict[str, Any]:
     return {"grantor": grantee.contact.name, "key": show_key(grantee.contact.key), "state": grantee.state.value,
-            "slot": held.slot, "prefix": str(held.prefix), "preferred": seconds(held.prefers_until - now.boot),
-            "valid": seconds(held.valid_until - now.boot)}
+            "slot": held.slot, "prefix": str(held.prefix), "preferred": seconds(grantee.prefers_until(held) - now.boot),
+            "valid": seconds(held.valid_until - now.boot), "waits": held.prefix.version in grantee.waits}
 
 
 def held_rows(grantee: Grantee, now: Now) -> list[dict[str, Any]]:
@@ -5130,7 +5477,11 @@ def held_rows(grantee: Grantee, now: Now) -> list[dict[str, Any]]:
 
 
 def grantor_row(grantee: Grantee) -> dict[str, Any]:
-    return {"name": grantee.contact.name, "state": grantee.state.value, "refused": refused_rows(grantee)}
+    ways = [f"IPv{version} {thing_reach(reach)}" for version, reach in sorted(grantee.reaches.items())]
+    return {"name": grantee.contact.name, "state": grantee.state.value, "at": str(grantee.aim() or ""),
+            "interface": grantee.way.reach.dev if grantee.way else "", "default": ways,
+            "trip_ms": None if grantee.trip_s == inf else round(1000 * grantee.trip_s, 1),
+            "refused": refused_rows(grantee)}
 
 
 def pool_row(node: Node, pool: Pool) -> dict[str, Any]:
@@ -5212,7 +5563,7 @@ def show_of(node: Node, what: str, now: Now) -> dict[str, Any]:
     """The looking glass: what `show PEER --json` prints.  ValueError if there is no such peer."""
     if what in node.grantees:
         grantee = node.grantees[what]
-        return {**grantor_row(grantee), "key": show_key(grantee.contact.key), "at": str(grantee.place() or ""),
+        return {**grantor_row(grantee), "key": show_key(grantee.contact.key), "asked_at": str(grantee.place() or ""),
                 "answers": grantee.answers, "status": grantee.status, "options": options_shown(grantee.options),
                 "next_in": seconds(grantee.timer - now.boot), "held": held_rows(grantee, now)}
     peer = peer_named(node, what)
@@ -5260,22 +5611,9 @@ def asked_of(grantee: Grantee, now: Now) -> dict[str, Any]:
             "refused": refused, "options": options_shown(grantee.options)}
 
 
-def environment_of(grantee: Grantee, event: str, now: Now) -> dict[str, str]:
-    """What a hook, and `ask --env`, knows: DDPD_PREFIXES="prefix,preferred,valid ..." and so on."""
-    lists: dict[str, list[str]] = {"PREFIXES": [], "ADDRESSES": []}
-    for held in grantee.held:
-        row = f"{held.prefix},{seconds(held.prefers_until - now.boot)},{seconds(held.valid_until - now.boot)}"
-        lists["ADDRESSES" if held.prefix.is_address else "PREFIXES"].append(row)
-    found = {"EVENT": event, "GRANTOR": grantee.contact.name, "STATE": grantee.state.value}
-    found |= {name: " ".join(rows) for name, rows in lists.items()}
-    for name, value in options_shown(grantee.options).items():
-        found[name.upper()] = " ".join(value) if isinstance(value, list) else str(value)
-    found["REFUSED"] = " ".join(f"{row['slot']},{row['reason']}" for row in refused_rows(grantee))
-    return {f"DDPD_{name}": value for name, value in found.items()}
-
-
 def lifetimes(row: Mapping[str, Any]) -> list[str]:
-    return [lasting(row["preferred"]) if row["preferred"] else "deprecated", lasting(row["valid"])]
+    fallback = "waits" if row.get("waits") else "deprecated"
+    return [lasting(row["preferred"]) if row["preferred"] else fallback, lasting(row["valid"])]
 
 
 def table(title: str, rows: list[list[str]]) -> list[str]:
@@ -5321,8 +5659,9 @@ def status_text(said: Mapping[str, Any], colours: bool) -> str:
     lines += [f"granted  ... and {more} more (`leases` shows all)"] if more > 0 else []
     lines += table("held", [["from", "slot", "prefix", "preferred", "valid", "state"]] + [
         [h["grantor"], str(h["slot"]), h["prefix"], *lifetimes(h), h["state"]] for h in said["held"]])
-    lines += table("grantor", [["", "state", "refused"]] + [
-        [g["name"], g["state"], "; ".join(f"slot {r['slot']}: {r['reason']} ({r['text']})" for r in g["refused"])]
+    lines += table("grantor", [["", "state", "at", "on", "round trip", "default", "refused"]] + [
+        [g["name"], g["state"], g["at"], g["interface"], "" if g["trip_ms"] is None else f"{g['trip_ms']} ms",
+         ", ".join(g["default"]), "; ".join(f"slot {r['slot']}: {r['reason']} ({r['text']})" for r in g["refused"])]
         for g in said["grantors"]])
     lines += table("counter", [["", "count"]] + [[name, str(count)] for name, count in said["counters"].items()])
     return "\n".join(lines)
@@ -5405,6 +5744,203 @@ def metrics_text(said: Mapping[str, Any]) -> str:
         if metric in found:
             lines += [f"# HELP ddpd_{metric} {meaning}", f"# TYPE ddpd_{metric} {kind}", *found[metric]]
     return "\n".join(lines) + "\n"
+
+
+# ==== HANDING ON ===================================================== pure ====
+#
+# What others on this host are told: hooks of three styles, and files for resolvers.
+
+
+def lasts(prefix: Prefix, prefers_until: float, valid_until: float, now: Now) -> str:
+    return f"{prefix},{seconds(prefers_until - now.boot)},{seconds(valid_until - now.boot)}"
+
+
+def leased(grantee: Grantee, is_meant: Callable[[Prefix], bool], now: Now) -> str:
+    return " ".join(lasts(held.prefix, grantee.prefers_until(held), held.valid_until, now)
+                    for held in grantee.held if is_meant(held.prefix))
+
+
+def asked_at(grantee: Grantee) -> str:
+    place = grantee.aim()
+    return parse_host(place.host).host if place else ""
+
+
+def environment_of(grantee: Grantee, event: str, now: Now) -> dict[str, str]:
+    """What a hook, and `ask --env`, knows: DDPD_PREFIXES="prefix,preferred,valid ..." and so on."""
+    rows = {"PREFIXES": leased(grantee, lambda prefix: not prefix.is_address, now),
+            "ADDRESSES": leased(grantee, lambda prefix: prefix.is_address, now),
+            "SUBNETS": " ".join(f"{thing.dev},{lasts(thing.address, thing.prefers_until, thing.valid_until, now)}"
+                                for held in grantee.held for thing in grantee.lan_things(held))}
+    found = {"EVENT": event, "GRANTOR": grantee.contact.name, "STATE": grantee.state.value, **rows,
+             "INTERFACE": grantee.way.reach.dev if grantee.way else "", "SERVER": asked_at(grantee)}
+    for name, value in options_shown(grantee.options).items():
+        found[name.upper()] = " ".join(value) if isinstance(value, list) else str(value)
+    found["REFUSED"] = " ".join(f"{row['slot']},{row['reason']}" for row in refused_rows(grantee))
+    return {f"DDPD_{name}": value for name, value in found.items()}
+
+
+def heeded(grantees: Iterable[Grantee]) -> list[Grantee]:
+    """Whose options count: those of exits that live; if none does, of those whose prefixes still last."""
+    holding = [grantee for grantee in grantees if any(held.current for held in grantee.held)]
+    living = [grantee for grantee in holding
+              if any(grantee.is_preferred(version) and version not in grantee.waits for version in WIDTH)]
+    return living or holding
+
+
+def advised(grantees: Iterable[Grantee], name: str, versions: tuple[int, ...] = (4, 6)) -> list[str]:
+    """An option that is a list, of all whose options count, each item once."""
+    items = dict.fromkeys(item for grantee in heeded(grantees) for item in grantee.options.get(name, ()))
+    return [item if isinstance(item, str) else item.host for item in items
+            if isinstance(item, str) or item.version in versions]
+
+
+HookCall = tuple[list[str], dict[str, str]]                       # arguments, environment
+
+
+def ddpd_calls(grantee: Grantee, event: str, _: HookCall | None, now: Now) -> list[HookCall]:
+    return [([event], environment_of(grantee, event, now))]
+
+
+def odhcp6c_state(grantee: Grantee, event: str, last: HookCall | None) -> str:
+    """Empty if it knows that already."""
+    has_none = last is None or last[0][1] in ("started", "unbound", "stopped")
+    if event in ("started", "stopped"):
+        return event
+    if not any(held.prefix.version == 6 for held in grantee.held):
+        return "" if last is not None and has_none else "unbound"
+    return "rebound" if event == "rebound" else "bound" if has_none else "updated"
+
+
+def odhcp6c_calls(grantee: Grantee, event: str, last: HookCall | None, now: Now) -> list[HookCall]:
+    """INTERFACE STATE, and IPv6 only, as odhcp6c knows no more; nothing as long as there is no interface."""
+    state = odhcp6c_state(grantee, event, last)
+    dev = grantee.way.reach.dev if grantee.way else last[0][0] if last else ""
+    ntp = " ".join(advised([grantee], "ntp", (6,)))
+    environment = environment_of(grantee, event, now) | {
+        "PREFIXES": leased(grantee, lambda prefix: prefix.version == 6 and not prefix.is_address, now),
+        "ADDRESSES": leased(grantee, lambda prefix: prefix.version == 6 and prefix.is_address, now),
+        "RDNSS": " ".join(advised([grantee], "dns", (6,))), "NTP_IP": ntp, "SNTP_IP": ntp,
+        "DOMAINS": " ".join(advised([grantee], "search")), "RA_MTU": str(grantee.options.get("mtu", "")),
+        "SERVER": asked_at(grantee)}
+    states = ["started"] * (last is None and state != "started") + [state] * bool(state)
+    return [([dev, each], environment) for each in states] if dev else []
+
+
+def ahcpd_calls(grantee: Grantee, event: str, last: HookCall | None, now: Now) -> list[HookCall]:
+    """`stop` with what was told before, then `start`; nothing if it knows that already."""
+    def of(version: int, addresses: bool) -> str:
+        found = [held.prefix for held in grantee.held
+                 if held.current and held.prefix.version == version and held.prefix.is_address == addresses]
+        return " ".join(prefix.host if addresses else str(prefix) for prefix in found)
+    told = {"AHCP_IPv6_ADDRESS": of(6, addresses=True), "AHCP_IPv4_ADDRESS": of(4, addresses=True),
+            "AHCP_IPv6_PREFIX_DELEGATION": of(6, addresses=False),
+            "AHCP_IPv4_PREFIX_DELEGATION": of(4, addresses=False),
+            "AHCP_INTERFACES": grantee.way.reach.dev if grantee.way else "", "AHCP_DEBUG_LEVEL": "1",
+            "AHCP_NAMESERVER": " ".join(advised([grantee], "dns")),
+            "AHCP_NTP_SERVER": " ".join(advised([grantee], "ntp"))}
+    before = last[1] if last is not None and last[0] == ["start"] else {}
+    has = any(held.current for held in grantee.held) and event != "stopped"
+    if has and told.items() <= before.items():
+        return []
+    stop = [(["stop"], before)] if before else []
+    return [*stop, *([(["start"], environment_of(grantee, event, now) | told)] if has else [])]
+
+
+HOOK_CALLS: Final = dict(zip(HOOK_STYLES, (ddpd_calls, odhcp6c_calls, ahcpd_calls), strict=True))
+LESSER: Final = ("renewed", "rebound", "ranked")   # events that do not hide one that waits
+
+
+# -- files for others --------------------------------------------------------------
+
+ETHERNET_MTU: Final = 1500
+OUR_FILE: Final = "# made by ddpd; what is changed here is lost\n"
+Subnet = tuple[str, Prefix]              # interface, /64
+
+
+def smallest_mtu(grantees: Iterable[Grantee]) -> int:
+    return min((grantee.options["mtu"] for grantee in heeded(grantees) if "mtu" in grantee.options), default=0)
+
+
+def subnets_of(grantees: Iterable[Grantee], version: int) -> list[Address]:
+    """On the LANs, by ddpd: what the hook does itself is its own affair."""
+    return [thing for grantee in grantees if grantee.contact.install for held in grantee.held
+            for thing in grantee.lan_things(held) if thing.address.version == version]
+
+
+def resolv_text(grantees: Iterable[Grantee], _lost: Iterable[Subnet], _now: Now) -> str:
+    """As resolv.conf(5) has it."""
+    domains = " ".join(advised(grantees, "search"))
+    return (f"search {domains}\n" if domains else "") + "".join(f"nameserver {at}\n" for at in advised(grantees, "dns"))
+
+
+def dnsmasq_text(grantees: Iterable[Grantee], _lost: Iterable[Subnet], _now: Now) -> str:
+    """As dnsmasq's servers-file has it: a grantor's domains are asked of its own name servers."""
+    own = [f"server=/{domain}/{address.host}\n" for grantee in heeded(grantees)
+           for domain in grantee.options.get("search", ()) if "." in domain
+           for address in grantee.options.get("dns", ())]
+    return "".join(dict.fromkeys([*own, *(f"server={at}\n" for at in advised(grantees, "dns"))]))
+
+
+def announced(subnet: Prefix, preferred_s: int, valid_s: int) -> str:
+    """Deprecated and lost ones are said again and again: radvd forgets what it counts down to nothing."""
+    if not preferred_s:
+        link = "" if valid_s else " AdvOnLink off;"               # hosts count down what is left (RFC 4862, 5.5.3 e)
+        return f"prefix {subnet} {{{link} AdvPreferredLifetime 0; AdvValidLifetime {valid_s}; }};"
+    return (f"prefix {subnet} {{ AdvPreferredLifetime {preferred_s}; AdvValidLifetime {valid_s}; "
+            "DecrementLifetimes on; };")
+
+
+def radvd_text(grantees: Iterable[Grantee], lost: Iterable[Subnet], now: Now) -> str:
+    """As radvd.conf(5) has it: each /64 with what is left of its time."""
+    lans: dict[str, list[str]] = {lan.dev: [] for grantee in grantees if grantee.contact.install
+                                  for line in grantee.contact.lines for lan in line.lans
+                                  if line.prefix.version == 6 and line.prefix.length <= 64}
+    for dev, subnet in lost:
+        lans.setdefault(dev, []).append(announced(subnet, 0, 0))
+    routed = set()
+    for dev, own, prefers_until, valid_until in subnets_of(grantees, 6):
+        if own.length == 64:
+            routed.add(dev)
+            left_s = (min(seconds(until - now.boot), FOREVER) for until in (prefers_until, valid_until))
+            lans.setdefault(dev, []).append(announced(own.network(64), *left_s))
+    mtu, dns = smallest_mtu(grantees), advised(grantees, "dns", (6,))
+    domains = [domain for domain in advised(grantees, "search") if "." in domain]      # a word alone may be a keyword
+    more = [f"AdvLinkMTU {mtu};"] * (0 < mtu < ETHERNET_MTU)
+    more += [f"RDNSS {' '.join(dns[at : at + 3])} {{ }};" for at in range(0, min(len(dns), 9), 3)]
+    more += [f"DNSSL {' '.join(domains[:9])} {{ }};"] * bool(domains)
+    begun = {dev: "AdvSendAdvert on;" + ("" if dev in routed else " AdvDefaultLifetime 0;") for dev in lans}
+    return "".join("\n    ".join([f"interface {dev} {{ {begun[dev]}", *rows, *more]) + "\n};\n"
+                   for dev, rows in lans.items())
+
+
+def dhcp_text(grantees: Iterable[Grantee], _lost: Iterable[Subnet], now: Now) -> str:
+    """As dnsmasq.conf has it: all of each IPv4 subnet that is preferred, but for our own address."""
+    options = {"option:dns-server": advised(grantees, "dns", (4,)), "option:ntp-server": advised(grantees, "ntp", (4,)),
+               "option:domain-search": advised(grantees, "search"),
+               "option:mtu": [str(mtu) for mtu in (smallest_mtu(grantees),) if 0 < mtu < ETHERNET_MTU]}
+    lines = [f"dhcp-option={name},{','.join(items)}\n" for name, items in options.items() if any(items)]
+    for dev, own, prefers_until, _ in subnets_of(grantees, 4):
+        first, last = own.first + 1, own.network(own.length).first + own.size - 2
+        if prefers_until > now.boot and first <= last:
+            ends = ",".join(Prefix(4, number, 32).host for number in (first, last, 0xFFFFFFFF & -own.size))
+            lines.append(f"interface={dev}\ndhcp-range={ends},{DHCP_S}s\n")
+    return "port=0\nbind-dynamic\ndhcp-authoritative\n" + "".join(lines)
+
+
+HANDED_TEXTS: Final = dict(zip(HANDED, (resolv_text, dnsmasq_text, radvd_text, dhcp_text), strict=True))
+
+
+def announced_in(text: str) -> Iterator[Subnet]:
+    """The subnets that live in a radvd.conf of ours."""
+    dev = ""
+    for line in text.splitlines():
+        word, _, rest = line.strip().partition(" ")
+        dev = rest.partition(" ")[0] if word == "interface" else dev
+        if word == "prefix" and "AdvOnLink" not in rest:
+            try:
+                yield dev, parse_prefix(rest.partition(" ")[0])
+            except ValueError:                                    # somebody has had a hand in it
+                continue
 
 
 # ~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~ WATERLINE ~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~
@@ -5714,6 +6250,19 @@ def make_folder(path: str) -> None:
         os.makedirs(folder, 0o700)
 
 
+def write_whole(path: str, text: str) -> None:
+    """A file that is read meanwhile: there is always a whole one.  OSError, and then nothing is left behind."""
+    temporary = f"{path}.{os.getpid()}"
+    try:
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644), "w") as file:
+            file.write(text)
+        os.rename(temporary, path)
+    except OSError:
+        if os.path.lexists(temporary):
+            os.unlink(temporary)
+        raise
+
+
 def make_secret(path: str) -> bytes:
     secret = os.urandom(KEY_LEN)
     try:
@@ -5838,9 +6387,13 @@ class Store:
 
 # ==== KERNEL ========================================================== I/O ====
 
-RTMGRP: Final = 0x1 | 0x10 | 0x100       # links, IPv4 and IPv6 addresses
-NLM_F_DUMP: Final = 0x301                # with NLM_F_REQUEST
-NLMSG_DONE: Final = 3
+RTMGRP_ROUTE: Final = 0x40 | 0x400       # IPv4 and IPv6
+RTMGRP: Final = 0x1 | 0x10 | 0x100 | RTMGRP_ROUTE | 0x80 | 1 << 18      # ... and links, addresses, rules
+NLM_F_DUMP: Final = 0x301                # a request for all
+NLM_F_ONE: Final = 0x5                   # ... for one thing, and then an acknowledgement
+NLM_F_REPLACE: Final = 0x505             # ... to make one, or change it
+NLMSG_DONE: Final = 3                    # up to this: an error, or an end
+SO_ATTACH_FILTER: Final = 26             # the socket module has no name for it
 SOL_NETLINK, NETLINK_GET_STRICT_CHK = 270, 12    # since Linux 4.20; the socket module has no names for them
 
 
@@ -5864,9 +6417,43 @@ def run_command(command: list[str], stdin: str) -> str:
     return "" if done.returncode == 0 else done.stderr.strip() or "failed"
 
 
+# Classic BPF: so that what does not concern us does not even wake us.  A route's protocol is its 22nd byte; of the
+# type, 16 bits in the machine's order, the low byte tells all.
+LOAD, IS, TAKE = 0x30, 0x15, 0x06
+TYPE_AT: Final = 4 if byteorder == "little" else 5
+Instruction = tuple[int, int, int, int]  # what, how far to jump if so, and if not, value
+
+
+def routes_of_others(mark: int) -> list[Instruction]:
+    return [(LOAD, 0, 0, NLMSG.size + 5), (IS, 0, 1, mark), (TAKE, 0, 0, 0), (TAKE, 0, 0, 0xFFFF)]
+
+
+def all_but_routes_of_others(mark: int) -> list[Instruction]:
+    """... and new routes are not news: if they are ours, we know."""
+    return [(LOAD, 0, 0, TYPE_AT), (IS, 3, 0, RTM["route"]), (IS, 0, 3, RTM["route"] + RTM_DELETED),
+            (LOAD, 0, 0, NLMSG.size + 5), (IS, 1, 0, mark), (TAKE, 0, 0, 0), (TAKE, 0, 0, 0xFFFF)]
+
+
+def netlink_socket(groups: int, program: list[Instruction]) -> socket.socket:
+    """One that hears of changes.  Where the kernel takes no program, more is heard, and left alone."""
+    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK,
+                         socket.NETLINK_ROUTE)
+    code = ffi.new("char[]", b"".join(struct.pack("=HBBI", *row) for row in program))
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER,
+                        struct.pack("HP", len(program), int(ffi.cast("uintptr_t", code))))
+    except OSError as why:
+        log.debug("no filter why=\"%s\"", why)
+    sock.bind((0, groups))
+    return sock
+
+
 def place_of(dev: str, address: Prefix) -> Key:
     """What the kernel takes for one address: IPv6 ones do not differ by length alone."""
     return dev, address.first, address.version, address.length if address.version == 4 else 0
+
+
+ThingLine = tuple[Thing, str]            # what is made or unmade, and the words of `ip` that do it
 
 
 class Kernel:
@@ -5877,26 +6464,51 @@ class Kernel:
         self.installed: dict[Key, Thing] = {}
         self.pending: set[Key] = set()                            # could not be made yet
         self.busybox = False
-        self.links = Links()
-        self.monitor = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
-        self.monitor.bind((0, RTMGRP))
-        self.monitor.setblocking(False)
+        self.links = self.seen = Links()                          # now; and when all else was looked at
+        self.downed: set[int] = set()                             # interfaces that have been down since
+        self.monitor = netlink_socket(RTMGRP, all_but_routes_of_others(mark))
+        self.routes = self.routes_of_others()
 
-    def dump(self, what: str) -> list[tuple[int, bytes]]:
-        """Everything of one kind; the reply types are 0 above the table's."""
+    def exchange(self, kind: int, flags: int, body: bytes, strict: bool = False) -> list[tuple[int, bytes]]:
+        """What the kernel says to one request; an error comes back as what it is.  strict: body is a filter."""
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as sock:
             sock.settimeout(CHILD_S)
-            body = bytes(16)
-            if what == "route":                                   # only ours: a full table takes seconds to read
+            if strict:
                 sock.setsockopt(SOL_NETLINK, NETLINK_GET_STRICT_CHK, 1)
-                body = bytes((0, 0, 0, 0, 0, self.mark, 0, 0)) + bytes(4)
-            sock.send(NLMSG.pack(NLMSG.size + len(body), RTM[what] + 2, NLM_F_DUMP, 1, 0) + body)
+            sock.send(NLMSG.pack(NLMSG.size + len(body), kind, flags, 1, 0) + body)
             replies: list[tuple[int, bytes]] = []
             while True:
-                for kind, body in netlink_messages(sock.recv(65536)):
-                    if kind <= NLMSG_DONE:
+                for said, body in netlink_messages(sock.recv(65536)):
+                    code = int.from_bytes(body[:4], byteorder, signed=True) if said <= NLMSG_DONE else 0
+                    if code < 0:                                  # the end of a dump may carry one, too
+                        raise OSError(-code, os.strerror(-code))
+                    if said <= NLMSG_DONE:
                         return replies
-                    replies.append((kind, body))
+                    replies.append((said, body))
+
+    def dump(self, what: str) -> list[tuple[int, bytes]]:
+        return self.exchange(RTM[what] + RTM_GET, NLM_F_DUMP, bytes(16))
+
+    def dump_routes(self, table: int, protocol: int, kind: int) -> list[tuple[int, bytes]]:
+        """Only those (0: of any): a full table takes seconds to read."""
+        body = bytes((0, 0, 0, 0, table, protocol, 0, kind)) + bytes(4)
+        return self.exchange(RTM["route"] + RTM_GET, NLM_F_DUMP, body, strict=True)
+
+    def gateways(self) -> tuple[Gateway, ...]:
+        """The default routes of the main table, which are not many; for their sake all of it is read."""
+        return gateways_of(self.dump_routes(MAIN, 0, RTN_UNICAST), self.mark, self.links.names)
+
+    def way_to(self, place: Path) -> Way | None:
+        """How packets get to this place; None if they do not."""
+        host = parse_host(place.host)
+        parts = attribute(RTA_DST, host.packed)
+        parts += attribute(RTA_OIF, place.scope.to_bytes(4, byteorder)) if place.scope else b""
+        body = bytes((FAMILY[host.version], host.length, 0, 0, 0, 0, 0, 0)) + bytes(4) + parts
+        try:
+            [(_, reply)] = self.exchange(RTM["route"] + RTM_GET, NLM_F_ONE, body)
+        except (OSError, ValueError):
+            return None
+        return way_of(reply, self.links)
 
     def look(self) -> Links:
         self.links = links_of(self.dump("link") + self.dump("address"))
@@ -5904,7 +6516,8 @@ class Kernel:
 
     def look_at_all(self, made: Mapping[Key, Thing]) -> None:
         """`installed` becomes what is there and ours: by its mark, or by our record."""
-        found: list[Thing | None] = [route_of(body, self.mark, self.links.names) for _, body in self.dump("route")]
+        found: list[Thing | None] = [route_of(body, self.mark, self.links.names)
+                                    for _, body in self.dump_routes(0, self.mark, 0)]
         rules = {rule_of(body, self.mark) for _, body in self.dump("rule")}
         found += [thing for thing in made.values() if isinstance(thing, Rule) and thing in rules]
         before = self.installed
@@ -5914,38 +6527,90 @@ class Kernel:
             if isinstance(thing, Address) and place_of(thing.dev, thing.address) in there:
                 self.installed[key] = before.get(key, thing)      # with the lifetimes that we gave it
 
+    def missing(self, made: Mapping[Key, Thing]) -> set[Key]:
+        """Addresses that are not there, though nobody said so, or have no subnet's route, as the link was down."""
+        there = self.addresses()
+        back = {index for index in self.downed if self.links.flags.get(index, 0) & IFF_UP}
+        up = {self.links.names[index] for index in back}
+        self.downed -= back
+        gone = {key for key, thing in made.items() if isinstance(thing, Address) and key in self.installed
+                and (thing.dev in up or place_of(thing.dev, thing.address) not in there)}
+        for key in gone:
+            del self.installed[key]
+        return gone
+
     def addresses(self) -> set[Key]:
         return {place_of(self.links.names.get(index, ""), own) for index, own in self.links.addresses}
 
-    def changed(self) -> bool:
-        """Has anything happened to links or addresses since the last look?"""
-        for n in range(BATCH):
+    def changes(self) -> tuple[bool, list[Thing]]:
+        """Since the last time: has anything happened to links or addresses; which of our routes and rules went."""
+        look, gone = False, list[Thing]()
+        for _ in range(BATCH):
             try:
-                self.monitor.recv(65536)
+                for kind, body in netlink_messages(self.monitor.recv(65536)):
+                    thing = gone_of(kind, body, self.mark, self.links.names)
+                    gone += [thing] if thing is not None else []
+                    look |= kind < RTM["route"]
+                    if kind == RTM["link"] and not int.from_bytes(body[8:12], byteorder) & IFF_UP:
+                        self.downed.add(int.from_bytes(body[4:8], byteorder))          # a dump may miss it
             except BlockingIOError:
-                return n > 0
-            except OSError:
-                break                                             # overrun: look anyway
-        return True
+                return look, gone
+            except OSError:                                       # overrun: look at everything
+                self.seen = Links()
+                self.downed |= self.links.names.keys()
+                break
+        return True, gone
 
-    def run(self, lines: list[tuple[int, str]]) -> dict[int, str]:
-        """Each (IP version, words of `ip`); which failed, and why."""
+    def close(self) -> None:
+        self.monitor.close()
+        self.routes.close()
+
+    def routes_of_others(self) -> socket.socket:
+        return netlink_socket(RTMGRP_ROUTE, routes_of_others(self.mark))
+
+    def watch_routes(self) -> None:
+        """Of others.  Anew each time: however many have changed, that costs the same."""
+        old, self.routes = self.routes, self.routes_of_others()
+        old.close()
+
+    def run(self, lines: list[ThingLine]) -> dict[int, str]:
+        """Which failed, and why."""
         failed: dict[int, str] = {}
         for version in WIDTH:
-            mine = [n for n, row in enumerate(lines) if row[0] == version]
+            mine = [n for n, (thing, _) in enumerate(lines) if version_of(thing) == version]
             try:
                 if mine and not self.run_batch(lines, mine, failed):
-                    said = {n: run_command(["ip", f"-{version}", *lines[n][1].split()], "") for n in mine}
+                    said = {n: self.run_one(*lines[n]) for n in mine}
                     failed |= {n: why for n, why in said.items() if why}
             except OSError as why:
                 failed |= dict.fromkeys(mine, str(why))
         return failed
 
-    def run_batch(self, lines: list[tuple[int, str]], mine: list[int], failed: dict[int, str]) -> bool:
+    def run_one(self, thing: Thing, line: str) -> str:
+        if self.busybox and isinstance(thing, Route) and thing.source is not None:
+            return self.set_route(thing, thing.source, RTM_DELETED if line.startswith("route del") else 0)
+        return run_command(["ip", f"-{version_of(thing)}", *line.split()], "")
+
+    def set_route(self, route: Route, source: Prefix, deleted: int) -> str:
+        """One with a source, which BusyBox's `ip` cannot say."""
+        index = next((n for n, name in self.links.names.items() if name == route.reach.dev), 0)
+        via = route.reach.via
+        body = bytes((AF_INET6, 0, source.length, 0, route.table, self.mark, 0, RTN_UNICAST)) + bytes(4)
+        body += attribute(RTA_SRC, source.packed) + attribute(RTA_OIF, index.to_bytes(4, byteorder))
+        body += attribute(RTA_PRIORITY, (self.mark * 100).to_bytes(4, byteorder))
+        body += attribute(RTA_GATEWAY, inet_pton(AF_INET6, via)) if via else b""
+        body += attribute(RTA_METRICS, attribute(RTAX_MTU, route.mtu.to_bytes(4, byteorder))) if route.mtu else b""
+        try:
+            self.exchange(RTM["route"] + deleted, NLM_F_ONE if deleted else NLM_F_REPLACE, body)
+        except OSError as why:
+            return str(why.strerror)
+        return ""
+
+    def run_batch(self, lines: list[ThingLine], mine: list[int], failed: dict[int, str]) -> bool:
         """All at once.  False if they have to be run one by one: BusyBox has no -batch, a parse error ends one."""
         if self.busybox:
             return False
-        said = run_command(["ip", f"-{lines[mine[0]][0]}", "-force", "-batch", "-"],
+        said = run_command(["ip", f"-{version_of(lines[mine[0]][0])}", "-force", "-batch", "-"],
                            "".join(lines[n][1] + "\n" for n in mine))
         found = {mine[n]: why for n, why in failed_lines(said)}
         failed |= found
@@ -5967,6 +6632,18 @@ def udp_socket() -> socket.socket:
     """IPv6 that also speaks IPv4, by mapped addresses."""
     sock = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
     sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    return sock
+
+
+def connected(place: Path, source: str) -> socket.socket:
+    sock = udp_socket()
+    try:
+        if source:
+            sock.bind((source, 0))
+        sock.connect((place.host, place.port, 0, place.scope))
+    except OSError:
+        sock.close()
+        raise
     return sock
 
 
@@ -6001,10 +6678,13 @@ class Resolver:
         self.busy: set[tuple[str, str]] = set()
         self.done: deque[tuple[str, str, tuple[Path, ...]]] = deque()
 
+    def told(self, grantor: str, host: str, found: tuple[Path, ...]) -> None:
+        self.done.append((grantor, host, found))
+        os.write(self.writable, b".")
+
     def look_up(self, grantor: str, host: str) -> None:
         try:
-            self.done.append((grantor, host, tuple(look_up(host, socket.AI_NUMERICHOST))))
-            os.write(self.writable, b".")
+            self.told(grantor, host, tuple(look_up(host, socket.AI_NUMERICHOST)))
         except OSError:
             if (grantor, host) not in self.busy:
                 self.busy.add((grantor, host))
@@ -6016,8 +6696,7 @@ class Resolver:
             found = tuple(look_up(host))
         except (OSError, UnicodeError):
             found = ()
-        self.done.append((grantor, host, found))
-        os.write(self.writable, b".")
+        self.told(grantor, host, found)
 
     def results(self) -> Iterator[tuple[str, str, tuple[Path, ...]]]:
         os.read(self.readable, 4096)
@@ -6058,15 +6737,16 @@ class Network:
         ancillary = [(socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, path.info)] if path.info else []
         self.listening[path.door].sendmsg([datagram], ancillary, 0, (path.host, path.port, 0, path.scope))
 
-    def dial(self, name: str, place: Path) -> Dialled:
-        """The same socket as long as neither end's address changes.  OSError if there is no way there."""
-        probe = udp_socket()
-        try:
-            probe.connect((place.host, place.port, 0, place.scope))
-        except OSError:
+    def dial(self, name: str, place: Path, better: Callable[[str], str]) -> Dialled:
+        """The same socket as long as neither end's address changes.  OSError if there is no way there.
+
+        `better` than the address that the kernel would send from may be another one.
+        """
+        probe = connected(place, "")
+        source = better(probe.getsockname()[0])
+        if source != probe.getsockname()[0]:
             probe.close()
-            raise
-        source = probe.getsockname()[0]
+            probe = connected(place, source)
         known = self.dialled.get(name)
         if known is not None and (known.place, known.source) == (place, source):
             probe.close()
@@ -6075,7 +6755,6 @@ class Network:
             known.sock.close()
         self.dialled[name] = Dialled(probe, place, source)
         return self.dialled[name]
-
 
     def close(self) -> None:
         for sock in (*self.listening, *(dialled.sock for dialled in self.dialled.values())):
@@ -6086,7 +6765,11 @@ class Talker:
     """A node and its sockets: what the daemon and a single `ask` have in common."""
 
     def __init__(self, node: Node, listen: Iterable[HostPort]) -> None:
-        self.node, self.network = node, Network(listen)
+        self.node, self.network, self.kernel = node, Network(listen), Kernel(node.config.mark)
+
+    def close(self) -> None:
+        self.network.close()
+        self.kernel.close()
 
     def hear(self, sock: socket.socket, door: int, name: str, now: Now) -> list[list[Effect]]:
         events = []
@@ -6123,52 +6806,109 @@ class Talker:
         if place is None:
             return
         try:
-            dialled = self.network.dial(effect.grantor, place)
+            dialled = self.network.dial(effect.grantor, place, partial(self.node.better_source, effect.grantor))
             dialled.sock.send(self.node.compose(effect.grantor, dialled.source, now))
             log.debug("asked grantor=%s at=%s from=%s", effect.grantor, place, dialled.source)
         except OSError as why:
             log.limited("call", "cannot ask grantor=%s at=%s why=\"%s\"", effect.grantor, place, why.strerror)
 
     def look_up(self, effect: Lookup, _: Now) -> None:
-        self.network.resolver.look_up(effect.grantor, effect.host)
+        """A name; `gateway` is none."""
+        if is_gateway(effect.host):
+            try:
+                found = places_of(effect.host, self.kernel.gateways())
+            except OSError:
+                found = ()
+            self.network.resolver.told(effect.grantor, effect.host, found)
+        else:
+            self.network.resolver.look_up(effect.grantor, effect.host)
 
 
 # ==== HOOKS =========================================================== I/O ====
 
 
 class Hooks:
-    """One at a time; of events that wait, the latest of each grantor wins."""
+    """One at a time; of events that wait, the latest of each grantor wins, with what is true when it starts."""
 
     def __init__(self) -> None:
         self.waiting: dict[str, str] = {}
+        self.calls: deque[tuple[Contact, HookCall]] = deque()     # of one event
+        self.told: dict[tuple[str, str], HookCall] = {}           # the last call for each grantor, in each style
         self.running: subprocess.Popen[bytes] | None = None
         self.kill_at = inf
 
-    def start(self, daemon: Daemon, now: Now) -> None:
-        while self.running is None and self.waiting:
-            name = next(iter(self.waiting))
-            event = self.waiting.pop(name)
-            grantee = daemon.node.grantees.get(name)
-            if grantee is None or not grantee.contact.hook:
-                continue
-            try:
-                self.running = subprocess.Popen([grantee.contact.hook, event], stdin=subprocess.DEVNULL,
-                                                env={**os.environ, **environment_of(grantee, event, now)})
-                self.kill_at = now.boot + HOOK_S
-            except OSError as why:
-                log.info("hook failed hook=%s why=\"%s\"", grantee.contact.hook, why.strerror)
+    def add(self, name: str, event: str) -> None:
+        if event not in LESSER or name not in self.waiting:
+            self.waiting[name] = event
+
+    def start(self, node: Node, now: Now) -> None:
+        while self.running is None and (self.calls or self.waiting):
+            if not self.calls:
+                name = next(iter(self.waiting))
+                self.expand(node.grantees.get(name), self.waiting.pop(name), now)
+            else:
+                self.call(*self.calls.popleft(), now)
+
+    def expand(self, grantee: Grantee | None, event: str, now: Now) -> None:
+        if grantee is not None and grantee.contact.hook:
+            last = self.told.get((grantee.contact.name, grantee.contact.hook_style))
+            calls = HOOK_CALLS[grantee.contact.hook_style](grantee, event, last, now)
+            self.calls += [(grantee.contact, call) for call in calls]
+
+    def call(self, contact: Contact, call: HookCall, now: Now) -> None:
+        """In a session of its own, so that what it has started can be killed too; what it says goes to the log."""
+        self.told[contact.name, contact.hook_style] = call
+        try:
+            self.running = subprocess.Popen([contact.hook, *call[0]], stdin=subprocess.DEVNULL, stdout=2, stderr=2,
+                                            start_new_session=True, env={**os.environ, **call[1]})
+            self.kill_at = now.boot + HOOK_S
+        except OSError as why:
+            log.info("hook failed hook=%s why=\"%s\"", contact.hook, why.strerror)
 
     def check(self, now: Now) -> None:
         if self.running is None:
             return
-        if now.boot >= self.kill_at:
-            log.info("hook killed after=%d", HOOK_S)
-            self.running.kill()
-            self.running.wait()
         code = self.running.poll()
+        if code is None and now.boot >= self.kill_at:
+            log.info("hook killed after=%d", HOOK_S)
+            os.killpg(self.running.pid, signal.SIGKILL)
+            code = self.running.wait()
         if code is not None:
             log.debug("hook ended code=%d", code)
             self.running, self.kill_at = None, inf
+
+    def stop(self, node: Node) -> None:
+        """The end is told too, but nobody waits for it for long."""
+        until = time.monotonic() + STOP_S
+        self.waiting = {name: "stopped" for name, grantee in node.grantees.items() if grantee.contact.hook}
+        while time.monotonic() < until and (self.running or self.calls or self.waiting):
+            now = clock_now()
+            self.start(node, now)
+            time.sleep(0.01)
+            self.check(now)
+        if self.running is not None:                              # the next daemon's hooks are not to run beside it
+            os.killpg(self.running.pid, signal.SIGKILL)
+
+
+def own_text(path: str) -> str:
+    """What is there; OSError if it is there and no file."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise OSError(0, "there is something that is no file")
+    return read_file(path).decode("utf-8", "replace") if os.path.exists(path) else ""
+
+
+def write_own(path: str, text_after: Callable[[str], str]) -> None:
+    """A file that is ours alone: always whole, written when it changes, and never over somebody else's."""
+    try:
+        have = own_text(path)
+        if have and not have.startswith(OUR_FILE):
+            raise OSError(0, "there is a file that ddpd has not made")
+        text = text_after(have)
+        if have != text:
+            make_folder(path)
+            write_whole(path, text)
+    except OSError as why:
+        log.limited("file", "cannot write %s: %s", path, why.strerror)
 
 
 # ==== CONTROL ========================================================= I/O ====
@@ -6328,8 +7068,12 @@ class Daemon(Talker):
         self.store.acquire()
         super().__init__(Node(config, load_secret(config, make=True), boot_id(), os.urandom), config.listen)
         self.marked = False
-        self.kernel = Kernel(config.mark)
-        self.links_seen = self.kernel.links
+        self.lost: dict[Subnet, float] = {}                       # announced before: until when that is said
+        self.aims: dict[str, Path | None] = {}                    # to where the ways were looked at ...
+        self.routes_at = inf                                      # ... and when to look again: others' routes changed
+        self.routes_s = ROUTES_S                                  # from a change until then
+        self.links_at = -inf                                      # from when on changes of links are heard
+        self.repaired_at, self.repairs = -inf, 0.0                # one is forgotten every second
         self.hooks = Hooks()
         self.controls = Controls(config.control)
         self.signals: list[int] = []
@@ -6351,10 +7095,12 @@ class Daemon(Talker):
         gc.freeze()
         gc.enable()
         self.kernel.busybox = is_busybox()
+        self.kernel.look()
         self.kernel.look_at_all(self.node.made)
-        self.perform([self.see_links()])
+        self.node.adopt(self.kernel.installed.values())
+        seen = self.see_links()
         self.node.wanted.changed |= self.kernel.installed.keys() | self.node.wanted.things.keys()
-        self.perform([self.node.start(now)])
+        self.perform([self.node.start(now), seen])
         self.tell_skipped()
         log.info("started version=%s key=%s listen=%s", VERSION, show_key(self.node.s.public),
                  ",".join(f"[{p.host}]:{p.port}" for p in self.config.listen) or "none")
@@ -6388,6 +7134,7 @@ class Daemon(Talker):
         self.rewrite(clean=True)
         self.account()
         self.controls.close()
+        self.hooks.stop(self.node)
         log.info("stopped")
 
     # -- effects -------------------------------------------------------------------------
@@ -6460,37 +7207,68 @@ class Daemon(Talker):
         new = [thing for thing in new if self.may_make(thing)]
         kernel.pending = {key for key in keys if key in node.wanted.things
                           and kernel.installed.get(key) != node.wanted.things[key]}
-        if not gone and not new:
-            return
-        records = {thing_key(thing): thing for thing in new if not isinstance(thing, Route)}
-        self.record_made(records.keys() - node.made.keys(), records, now)
-        kernel.run([(version_of(thing), line) for thing in gone for line in delete_lines(thing, kernel.mark)])
-        lines = [(version_of(thing), add_line(thing, kernel.mark, now)) for thing in new]
-        failed = kernel.run(lines)
-        for thing in gone:
-            kernel.installed.pop(thing_key(thing), None)
-        self.note_made(new, failed, lines)
-        if gone or failed:
-            self.kernel.look()
-        there = kernel.addresses()
-        over = [thing for thing in gone if not isinstance(thing, Address) or place_of(*thing[:2]) not in there]
-        over += [thing for n, thing in enumerate(new) if n in failed and thing_key(thing) not in kernel.installed]
-        self.strike_out([thing_key(thing) for thing in over], now)
+        refused: set[Key] = set()
+        if gone or new:
+            kept = self.unmake(gone)
+            lines: list[ThingLine] = [(thing, add_line(thing, kernel.mark, now)) for thing in self.recorded(new, now)]
+            failed = kernel.run(lines)
+            self.note_made(failed, lines)
+            if gone or failed:
+                self.see_again()
+            node.wanted.changed |= kept & kernel.installed.keys()
+            refused = {thing_key(lines[n][0]) for n in failed}
+        there = kernel.addresses() if node.made else set()
+        self.strike_out([key for key, thing in node.made.items() if key not in kernel.installed
+                         and (key not in node.wanted.things or key in refused)
+                         and not (isinstance(thing, Address) and place_of(*thing[:2]) in there)], now)
+        if kernel.pending & {thing_key(thing) for thing in new} or node.wanted.changed:
+            self.retry_install = min(self.retry_install, now.boot + RETRY_INSTALL_S)
 
-    def note_made(self, new: list[Thing], failed: Mapping[int, str], lines: list[tuple[int, str]]) -> None:
-        for n, thing in enumerate(new):
+    def unmake(self, gone: list[Thing]) -> set[Key]:
+        """Take it away; what the kernel has all the same stays ours, and is tried again."""
+        lines: list[ThingLine] = [(thing, line) for thing in gone for line in delete_lines(thing, self.kernel.mark)]
+        failed = self.kernel.run(lines)
+        doubtful = {thing_key(lines[n][0]) for n in failed}
+        for key in {thing_key(thing) for thing in gone} - doubtful:
+            self.kernel.installed.pop(key, None)
+        if doubtful:
+            self.see_again(all_of_it=True)
+        left = doubtful & self.kernel.installed.keys()
+        for n, why in failed.items():
+            if thing_key(lines[n][0]) in left:
+                log.limited("install", "cannot remove command=\"%s\" why=\"%s\"", lines[n][1], why)
+        return left
+
+    def see_again(self, all_of_it: bool = False) -> None:
+        try:
+            self.kernel.look()
+            if all_of_it:
+                self.kernel.look_at_all(self.node.made)
+        except OSError as why:
+            log.limited("links", "cannot see links why=\"%s\"", why)
+
+    def recorded(self, new: list[Thing], now: Now) -> list[Thing]:
+        """What carries no mark in the kernel is written down before it is made; what cannot be is not made."""
+        unmarked = {thing_key(thing): thing for thing in new if not isinstance(thing, Route)}
+        if self.record_made(unmarked.keys() - self.node.made.keys(), unmarked, now):
+            return new
+        return [thing for thing in new if isinstance(thing, Route) or thing_key(thing) in self.node.made]
+
+    def note_made(self, failed: Mapping[int, str], lines: list[ThingLine]) -> None:
+        for n, (thing, line) in enumerate(lines):
             key = thing_key(thing)
             if n in failed:
-                log.limited("install", "cannot install command=\"ip -%d %s\" why=\"%s\"", *lines[n], failed[n])
+                log.limited("install", "cannot install command=\"ip -%d %s\" why=\"%s\"", version_of(thing), line,
+                            failed[n])
             else:
                 self.kernel.installed[key] = thing
                 self.kernel.pending.discard(key)
         self.retry_install = clock_now().boot + RETRY_INSTALL_S if failed else inf
 
     def may_make(self, thing: Thing) -> bool:
-        """Not on an interface that is not there; not over a foreign address."""
+        """Not on an interface that is not there (or by one that is down); not over a foreign address."""
         dev = thing.dev if isinstance(thing, Address) else thing.reach.dev if isinstance(thing, Route) else ""
-        if dev and dev not in self.kernel.links.names.values():
+        if dev and not self.kernel.links.has(dev, IFF_UP if isinstance(thing, Route) else ~0):
             if thing_key(thing) not in self.kernel.pending:
                 log.info("waiting for interface=%s", dev)
             return False
@@ -6498,23 +7276,24 @@ class Daemon(Talker):
             return True
         return place_of(thing.dev, thing.address) not in self.kernel.addresses()
 
-    def record_made(self, keys: Iterable[Key], things: Mapping[Key, Thing], now: Now) -> None:
-        """Before it is made: what carries no mark in the kernel."""
-        changes: dict[Key, Record | None] = {}
-        for key in keys:
-            self.node.made[key] = things[key]
-            record = made_record(things[key])
-            changes[key_of(record)] = record
-        self.store.save(changes, now)
+    def record_made(self, keys: Iterable[Key], things: Mapping[Key, Thing], now: Now) -> bool:
+        """False if it cannot be written."""
+        records = [made_record(things[key]) for key in keys]
+        if records and not self.store.save({key_of(record): record for record in records}, now):
+            return False
+        self.node.made |= {key: things[key] for key in keys}
+        return True
 
     def strike_out(self, keys: Iterable[Key], now: Now) -> None:
         """After it is unmade."""
         things = [self.node.made.pop(key) for key in keys if key in self.node.made]
-        self.store.save({key_of(made_record(thing)): None for thing in things}, now)
+        if things:
+            self.store.save({key_of(made_record(thing)): None for thing in things}, now)
 
     def see_links(self) -> list[Effect]:
         try:
-            return self.node.linked(self.kernel.look(), clock_now())
+            links = self.kernel.look()
+            return self.node.linked(links, clock_now()) if links != self.node.links else []
         except OSError as why:
             log.limited("links", "cannot see links why=\"%s\"", why)
             return []
@@ -6527,8 +7306,30 @@ class Daemon(Talker):
             log.limited("send", "cannot send to=%s why=\"%s\"", effect.path, why.strerror)
 
     def hook(self, effect: Hook, now: Now) -> None:
-        self.hooks.waiting[effect.grantor] = effect.event
-        self.hooks.start(self, now)
+        self.hand_on(now)                                         # the hook may tell who reads it
+        self.hooks.add(effect.grantor, effect.event)
+        self.hooks.start(self.node, now)
+
+    def hand_on(self, now: Now) -> None:
+        """After a start, what was known of name servers stays until somebody answers."""
+        grantees = self.node.grantees.values()
+        if all(grantee.unsettled for grantee in grantees) and any(grantee.held for grantee in grantees):
+            return
+        for kind, path in self.config.handed.items():
+            write_own(path, partial(self.handed_text, kind, now))
+
+    def handed_text(self, kind: str, now: Now, have: str) -> str:
+        if kind == "radvd":
+            self.lose(announced_in(have), now)
+        return OUR_FILE + HANDED_TEXTS[kind](self.node.grantees.values(), self.lost, now)
+
+    def lose(self, announced: Iterable[Subnet], now: Now) -> None:
+        """What was announced and is no more: hosts are told so for two hours."""
+        there = {(dev, own.network(64)) for dev, own, _, _ in subnets_of(self.node.grantees.values(), 6)}
+        for subnet in announced:
+            self.lost.setdefault(subnet, now.boot + LINGER_S)
+        left = {subnet: until for subnet, until in self.lost.items() if subnet not in there and until > now.boot}
+        self.lost = dict(list(left.items())[-MAX_LOST:])
 
     def note(self, effect: Note, _: Now) -> None:
         kind = effect.text.partition(" ")[0]
@@ -6555,9 +7356,12 @@ class Daemon(Talker):
 
     def wait(self) -> list[Any]:
         now = clock_now()
-        until = min(self.node.deadline, self.store.retry_at, self.hooks.kill_at, self.retry_install,
+        until = min(self.node.deadline, self.store.retry_at, self.hooks.kill_at, self.retry_install, self.routes_at,
+                    self.links_at if self.links_at > now.boot else inf,
                     *(control.until for control in self.controls.open), inf)
-        sockets = [*self.sockets(), self.kernel.monitor, self.wake, *self.controls.sockets()]
+        sockets = [*self.sockets(), self.wake, *self.controls.sockets()]
+        sockets += [self.kernel.monitor] if self.links_at <= now.boot else []
+        sockets += [self.kernel.routes] if self.config.contacts and self.routes_at == inf else []
         writing = [control.sock for control in self.controls.open if control.unsent]
         until = -inf if self.loading is not None or any(c.rows for c in self.controls.open if not c.unsent) else until
         timeout = None if until == inf else max(0.0, min(until - now.boot, 1e6))
@@ -6565,32 +7369,80 @@ class Daemon(Talker):
 
     def other_events(self, readable: list[Any], now: Now) -> list[list[Effect]]:
         events: list[list[Effect]] = []
-        if self.kernel.monitor in readable and self.kernel.changed():
-            events.append(self.links_changed())
+        if self.kernel.monitor in readable:
+            events.append(self.kernel_changed(now))
+            took_s = clock_now().boot - now.boot
+            self.links_at = now.boot + 10 * took_s if took_s > SLICE_S else -inf       # where there are very many
+        if self.kernel.routes in readable and self.routes_at == inf:
+            self.routes_at = now.boot + self.routes_s
+        aims = {name: grantee.aim() for name, grantee in self.node.grantees.items()}
+        if aims != self.aims or now.boot >= self.routes_at:
+            events.append(self.see_ways(aims, now))
         if self.wake in readable:
             os.read(self.wake, 4096)
             while self.signals:
                 events.append(self.signalled(self.signals.pop(0), now))
         return events
 
-    def links_changed(self) -> list[Effect]:
-        """Look again; what is ours and gone is made again.  Our own changes wake us too: they change nothing."""
-        effects = self.see_links()
-        if self.kernel.links == self.links_seen:
-            return effects
-        self.links_seen = self.kernel.links
+    def kernel_changed(self, now: Now) -> list[Effect]:
+        """What is ours and gone is made again.  Our own changes wake us too: they change nothing."""
+        look, gone = self.kernel.changes()
+        lost = {thing_key(thing) for thing in gone} & self.kernel.installed.keys()
+        for key in lost:
+            del self.kernel.installed[key]
+        effects = self.see_links() if look else []
+        if look and self.kernel.links != self.kernel.seen:
+            self.kernel.seen = self.kernel.links
+            self.routes_at = min(self.routes_at, now.boot)        # the ways too
+            try:
+                self.kernel.look_at_all(self.node.made)
+                wanted, installed = self.node.wanted.things, self.kernel.installed
+                lost |= {key for key, thing in wanted.items() if installed.get(key) != thing}
+            except OSError as why:                                # the next event, or retry, finds it
+                log.limited("links", "cannot see routes why=\"%s\"", why)
+                self.retry_install = now.boot + RETRY_INSTALL_S
+        lost |= self.kernel.missing(self.node.made) if look else set()
+        self.node.wanted.changed |= lost
+        if not lost <= self.kernel.pending:
+            return [*effects, *self.repair(now)]
+        return [*effects, Install()] if lost else effects         # what waits for a link may have it now
+
+    def repair(self, now: Now) -> list[Effect]:
+        """At once; where somebody takes it away again and again, once a second."""
+        self.repairs = max(0.0, self.repairs - (now.boot - self.repaired_at))
+        self.repaired_at = now.boot
+        if self.repairs >= REPAIRS:
+            self.retry_install = min(self.retry_install, now.boot + 1.0)
+            return []
+        self.repairs += 1
+        return [Install()]
+
+    def see_ways(self, aims: dict[str, Path | None], now: Now) -> list[Effect]:
+        """How the grantors are reached: looked at when links or routes have changed, or another place is asked."""
+        stirred = now.boot >= self.routes_at
+        self.aims = aims
         try:
-            self.kernel.look_at_all(self.node.made)
-        except OSError as why:                                    # the next event, or retry, finds it
-            log.limited("links", "cannot see routes why=\"%s\"", why)
-            self.retry_install = clock_now().boot + RETRY_INSTALL_S
-        self.node.wanted.changed |= self.node.wanted.things.keys()
-        return [*effects, Install()]
+            if stirred:
+                self.routes_at = inf
+                self.kernel.watch_routes()
+            ways = {name: self.kernel.way_to(place) for name, place in aims.items() if place is not None}
+            gateways = self.kernel.gateways() if self.wants_gateways else ()
+            self.routes_s = max(ROUTES_S, 20 * (clock_now().boot - now.boot))          # where the table is very long
+            return self.node.routed(ways, gateways, stirred, now)
+        except OSError as why:
+            log.limited("links", "cannot see ways why=\"%s\"", why)
+            return []
+
+    @property
+    def wants_gateways(self) -> bool:
+        """By `address = gateway` or `default = auto`."""
+        return any(contact.follows_way or any(is_gateway(host) for host, _ in contact.addresses)
+                   for contact in self.config.contacts)
 
     def tend(self, now: Now) -> None:
         """What is due beside the node's own deadline."""
         self.hooks.check(now)
-        self.hooks.start(self, now)
+        self.hooks.start(self.node, now)
         if now.boot >= self.store.retry_at:
             self.rewrite(clean=False)
         if now.boot >= self.retry_install:
@@ -6668,7 +7520,11 @@ class Daemon(Talker):
         log.info("reloaded file=%s", config.file)
         self.tell_skipped()
         self.node.grantor.site = site
+        for grantee in self.node.dismissed(config):
+            self.hooks.expand(grantee, "stopped", now)
         effects = self.node.reconfigure(config, now)
+        self.routes_at = now.boot                                 # other ways matter now
+        self.hand_on(now)
         for name in self.network.dialled.keys() - self.node.grantees.keys():
             self.network.dialled.pop(name).sock.close()
         return "", effects
@@ -6808,6 +7664,8 @@ def warnings(config: Config) -> Iterator[str]:
     yield from (f"warning: [pool {pool.name}] give: [grantor {pool.follows.name}] is asked for nothing that is larger"
                 for pool in config.pools if pool.follows and pool.follows.kind == "grantor"
                 and min(asked[pool.follows.name], default=0) >= max(pool.give))
+    yield from (f"warning: [grantor {contact.name}] hook: {contact.hook} is no program"
+                for contact in config.contacts if contact.hook and not os.access(contact.hook, os.X_OK))
     yield from (f"warning: [grantor {contact.name}] ask: {line.prefix} has no subnet {number} for {dev}"
                 for contact in config.contacts for line in contact.lines for dev, number in lan_numbers(line.lans)
                 if lan_address(line.prefix, number, contact.suffix) is None)
@@ -6884,6 +7742,7 @@ def ask_once(config: Config, contact: Contact, event: Event, wait_s: float) -> d
     node = on_file(alone, now)
     node.start(now)
     grantee, talker = node.grantees[contact.name], Talker(node, ())
+    talker.kernel.look()                                          # for `gateway%IF`
     effects = grantee.step(event, now)
     until = now.boot + wait_s
     while not grantee.answers and now.boot < until:
@@ -6896,7 +7755,9 @@ def ask_once(config: Config, contact: Contact, event: Event, wait_s: float) -> d
         readable = select.select(talker.sockets(), [], [], timeout)[0]
         now = clock_now()
         effects = [effect for effects in talker.hear_all(readable, now) for effect in effects]
-    talker.network.close()
+    aim = grantee.aim()
+    grantee.way = talker.kernel.way_to(aim) if aim is not None else None
+    talker.close()
     return asked_of(grantee, now) | {"env": environment_of(grantee, "asked", now)} if grantee.answers else {}
 
 
@@ -6915,8 +7776,26 @@ def show_asked(said: Mapping[str, Any], environment: Mapping[str, str], flags: s
             say(f"slot {refused['slot']}: refused: {refused['reason']} {refused['text']}")
 
 
+def release(options: Options) -> int:
+    config = load_config(options.file)
+    if order(config, "release", grantor="".join(options.words[:1])) is not None:
+        return 0
+    contact = chosen(options, config)
+    if not ask_once(config, contact, Event.RELEASE, options.wait_s):
+        sys.stderr.write(f"ddpd: {contact.name} does not answer\n")
+        return 3
+    store = Store(config.leases)
+    store.acquire()
+    read = store.read()
+    held = [key for key in read[0] if key[:2] == ("held", show_key(contact.key))] if read else []
+    store.save(dict.fromkeys(held), clock_now())                  # so that the next start does not install it
+    return 0
+
+
 def ask(options: Options) -> int:
     """Through the daemon if one runs, else by ourselves; nothing is installed."""
+    if "--release" in options.flags:
+        return release(options)
     config = load_config(options.file)
     contact = chosen(options, config)
     try:
@@ -6995,36 +7874,15 @@ def metrics(options: Options) -> int:
     if not options.words:
         sys.stdout.write(text)
         return 0
-    temporary = f"{options.words[0]}.{os.getpid()}"
     try:
-        with open(temporary, "w") as file:
-            file.write(text)
-        os.rename(temporary, options.words[0])
+        write_whole(options.words[0], text)
     except OSError as why:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
         raise Fatal(f"cannot write {options.words[0]}: {why.strerror}") from None
     return 0
 
 
 def renew(options: Options) -> int:
     told(load_main(options.file), "renew", grantor="".join(options.words[:1]))
-    return 0
-
-
-def release(options: Options) -> int:
-    config = load_config(options.file)
-    if order(config, "release", grantor="".join(options.words[:1])) is not None:
-        return 0
-    contact = chosen(options, config)
-    if not ask_once(config, contact, Event.RELEASE, options.wait_s):
-        sys.stderr.write(f"ddpd: {contact.name} does not answer\n")
-        return 3
-    store = Store(config.leases)
-    store.acquire()
-    read = store.read()
-    held = [key for key in read[0] if key[:2] == ("held", show_key(contact.key))] if read else []
-    store.save(dict.fromkeys(held), clock_now())                  # so that the next start does not install it
     return 0
 
 
@@ -7049,7 +7907,7 @@ def clean(options: Options) -> int:
     kernel.look()
     kernel.look_at_all(made)
     gone, _ = plan(kernel.installed, {}, kernel.installed)
-    lines = [(version_of(thing), line) for thing in gone for line in delete_lines(thing, config.mark)]
+    lines: list[ThingLine] = [(thing, line) for thing in gone for line in delete_lines(thing, config.mark)]
     failed = kernel.run(lines)
     if failed:
         raise Fatal(f"cannot remove: {'; '.join(f'{lines[n][1]} ({why})' for n, why in failed.items())}")
@@ -7132,7 +7990,8 @@ COMMANDS: Final = {
     "genkey":    Command(genkey, "", "print a new private key"),
     "pubkey":    Command(pubkey, "< KEY", "print the public key of a private key"),
     "introduce": Command(introduce, "", "print the section that the other side has to paste"),
-    "ask":       Command(ask, "[GRANTOR] [--json|--env] [--wait SECONDS]", "ask once, print what was granted"),
+    "ask":       Command(ask, "[GRANTOR] [--json|--env|--release] [--wait SECONDS]",
+                         "ask once, print what was granted, or give it back"),
     "status":    Command(status, "[--json]", "pools, leases, counters of the running daemon"),
     "show":      Command(show, "PEER [--json]", "the looking glass: last ask and answer of one peer, and why"),
     "explain":   Command(explain, "PEER ASK [--json]", "what would be answered, and which rule says so"),
@@ -7163,7 +8022,7 @@ def parse_options(argv: list[str]) -> Options:
                 options.file = value
             else:
                 options.wait_s = float(whole(1, 3600)(value))
-        elif word in ("--json", "--env", "--force", "--undo", "-v", "-h", "--help", "--version"):
+        elif word in ("--json", "--env", "--release", "--force", "--undo", "-v", "-h", "--help", "--version"):
             options.flags.add(word)
         elif word.startswith("-"):
             raise Fatal(f"no such option: {word} (--help lists them)")

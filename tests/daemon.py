@@ -40,6 +40,7 @@ class Daemon:
         self.prefix = list(prefix)
         self.env = {**os.environ, **(env or {})}
         self.process: subprocess.Popen[bytes] | None = None
+        self.program = PROGRAM
         self.write(config)
 
     def __enter__(self) -> Daemon:
@@ -108,7 +109,7 @@ class Daemon:
         return self.process is not None and self.process.poll() is None
 
     def argv(self, *command: str) -> list[str]:
-        return [*self.prefix, sys.executable, str(PROGRAM), *command, "-c", str(self.config)]
+        return [*self.prefix, sys.executable, str(self.program), *command, "-c", str(self.config)]
 
     def command(self, *command: str) -> subprocess.CompletedProcess[str]:
         """Run a subcommand with this daemon's config, such as command("renew")."""

@@ -20,21 +20,23 @@ PROGRAMS='
   ip           iproute2             demo test bench
   babeld       babeld               demo test
   radvd        radvd                demo test
+  bird         bird2                test
   dnsmasq      dnsmasq-base         test bench
   kea-dhcp6    kea-dhcp6-server     bench
   dhcpd        isc-dhcp-server      bench
   taskset      util-linux           bench
   wg           wireguard-tools      test
   wireguard-go wireguard-go         test
-  busybox      busybox              test
+  busybox      busybox              test bench
   nft          nftables             test
   tcpdump      tcpdump              test
   ping         iputils-ping         test
+  strace       strace               test
   sysctl       procps               test
   jq           jq                   check test
   shellcheck   shellcheck           check test
 '
-SERVICES='babeld radvd kea-dhcp6-server isc-dhcp-server'     # what their packages would start at the next boot
+SERVICES='babeld radvd bird kea-dhcp6-server isc-dhcp-server'     # what their packages would start at the next boot
 BUNDLE=/etc/ssl/certs/ca-certificates.crt
 
 say() { echo "setup: $*" >&2; }

@@ -63,7 +63,8 @@ keepalive = 25s
     assert exit1.lines == (
         ddpd.Line(None, ddpd.parse_prefix("::/56"), (ddpd.Lan("br-lan", None), ddpd.Lan("br-guest", 7))),
         ddpd.Line(3, ddpd.parse_prefix("0.0.0.0/32"), (ddpd.Lan("wg0", None),)))
-    assert exit1.default == ddpd.Reach("", "wg0") and exit1.keepalive_s == 25 and exit1.install
+    assert exit1.default == ddpd.Default(ddpd.Reach("", "wg0"), redistribute=False)
+    assert exit1.keepalive_s == 25 and exit1.install
 
 
 def test_an_empty_file_is_a_node_that_does_nothing() -> None:
@@ -138,7 +139,7 @@ BAD: list[tuple[str, str, str]] = [
     ("grantee", "limit = 0", "f:7: [grantee alice] limit: '0' is not a whole number from 1 to 256"),
     ("grantee", "lengths = /129", "f:7: [grantee alice] lengths: '/129' is not a length"),
     ("grantee", "pin = 2001:db8:42::1/56", "f:7: [grantee alice] pin: 2001:db8:42::1/56 has host bits set"),
-    ("grantee", "route = wg0", "f:7: [grantee alice] route: 'wg0' is no route (want `dev IF`"),
+    ("grantee", "route = wg0", "f:7: [grantee alice] route: 'wg0' is no route (want `auto`, `dev IF`"),
     ("grantee", "route = dev eth0/1", "f:7: [grantee alice] route: 'eth0/1' is not an interface name"),
     ("grantor", f"key = {K1[:-2]}", "f:2: [grantor exit1] key: not a key"),
     ("grantor", "address = a_b", "f:3: [grantor exit1] address: 'a_b' is neither an address nor a host name"),
@@ -151,6 +152,14 @@ BAD: list[tuple[str, str, str]] = [
     ("grantor", "ask = ::/56 on this-interface-name-is-too-long", "f:4: [grantor exit1] ask: 'this-inter"),
     ("grantor", "ask = " + "\n  ".join(["::/56"] * 17), "f:4: [grantor exit1] ask: more than 16 lines"),
     ("grantor", "default = eth0", "f:5: [grantor exit1] default: 'eth0' is no route"),
+    ("grantor", "default = redistribute", "f:5: [grantor exit1] default: 'redistribute' is no route (want `auto`"),
+    ("grantor", "address = gateway%", "f:3: [grantor exit1] address: '' is not an interface name"),
+    ("grantor", "rank = 0", "f:5: [grantor exit1] rank: '0' is no rank (`nearest`, or a whole number"),
+    ("grantor", "hook_style = odhcp", "f:5: [grantor exit1] hook_style: 'odhcp' is no style of hooks (have: ddpd"),
+    ("ddpd", "radvd = 'r'", "f:2: [ddpd] radvd: want the name of a file: without quotes"),
+    ("ddpd", "dhcp = 'd'", "f:2: [ddpd] dhcp: want the name of a file: without quotes"),
+    ("ddpd", "resolv = '/r'", "f:2: [ddpd] resolv: want the name of a file: without quotes"),
+    ("ddpd", "dnsmasq = \"/s\"", "f:2: [ddpd] dnsmasq: want the name of a file: without quotes"),
     ("grantor", "install = maybe", "f:5: [grantor exit1] install: 'maybe' is neither yes nor no"),
     ("grantor", "accept = all", "f:5: [grantor exit1] accept: 'all' is not an IP address"),
     ("grantor", "hostname = a b", "f:5: [grantor exit1] hostname: 'a b' is not a host or domain name"),

@@ -47,7 +47,7 @@ def test_every_row_is_there() -> None:
 def example() -> configparser.ConfigParser:
     """As another reader of INI sees it, with the keys that stand commented out."""
     text = (ROOT / "ddpd.conf.example").read_text()
-    plain = re.sub(r"(?m)^[;#] ?(?=\[|[a-z]+ *=)", "", text)
+    plain = re.sub(r"(?m)^[;#] ?(?=\[|[a-z_]+ *=)", "", text)
     parser = configparser.ConfigParser(interpolation=None, inline_comment_prefixes=(";",), strict=False)
     parser.read_string(plain)
     return parser

@@ -439,6 +439,7 @@ def test_who_is_slow_is_logged(seconds: float, logged: bool, capfd: pytest.Captu
     assert not logged or re.search(r"handler=before_pins grantee=alice took_ms=1\d\d\b", lines[0])
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")     # it may cut a callback of gc
 def test_no_alarm_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     import signal
     monkeypatch.setattr(ddpd, "HANDLER_S", 0.05)

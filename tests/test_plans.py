@@ -230,5 +230,5 @@ def test_rules_of_another_table_are_replaced_when_sections_move() -> None:
     before = dict(node.wanted.things)
     node.reconfigure(ddpd.read_config(other + h, "t"), NOW)
     gone, new = planned(before, node.wanted.things)
-    assert ddpd.Rule(6, P6, 22101) in gone and ddpd.Rule(6, P6, 22102) in new
-    assert {thing.table for thing in node.wanted.things.values() if isinstance(thing, ddpd.Route)} == {254, 22102}
+    assert ddpd.Rule(6, P6, 720) in gone and ddpd.Rule(6, P6, 721) in new
+    assert {thing.table for thing in node.wanted.things.values() if isinstance(thing, ddpd.Route)} == {254, 721}

@@ -298,7 +298,7 @@ class FakeKernel(ddpd.Kernel):
         self.links = ddpd.Links({2: "br0"}, tuple((2, own) for own in self.own))
         return self.links
 
-    def run(self, lines: list[tuple[int, str]]) -> dict[int, str]:
+    def run(self, lines: list[tuple[ddpd.Thing, str]]) -> dict[int, str]:
         self.lines += [line for _, line in lines]
         return {n: "so" for n, (_, line) in enumerate(lines) if self.broken in line}
 
@@ -326,7 +326,7 @@ class Installer:
 def installer(tmp_path: Path) -> Iterator[Installer]:
     made = Installer(tmp_path)
     yield made
-    made.daemon.kernel.monitor.close()
+    made.daemon.kernel.close()
     os.close(made.daemon.store.fd)
 
 
@@ -365,17 +365,19 @@ def test_a_batch_that_dies_is_run_line_by_line(monkeypatch: pytest.MonkeyPatch) 
     ran: list[list[str]] = []
     kernel = ddpd.Kernel(221)
     monkeypatch.setattr(ddpd, "run_command", run)
-    assert kernel.run([(6, "a b"), (4, "c"), (6, "junk")]) == {2: "Error: junk"}
+    six, four = ddpd.Address("br0", A), ddpd.Address("br0", ddpd.parse_interface("192.0.2.1/24"))
+    assert kernel.run([(six, "a b"), (four, "c"), (six, "junk")]) == {2: "Error: junk"}
     assert ran == [["-4", "-force", "-batch", "-"], ["-4", "c"], ["-6", "-force", "-batch", "-"],
                    ["-6", "a", "b"], ["-6", "junk"]]
-    kernel.monitor.close()
+    kernel.close()
 
 
 def test_an_ip_that_cannot_be_run_has_made_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ddpd, "run_command", full)
     kernel = ddpd.Kernel(221)
-    assert kernel.run([(6, "a"), (4, "b")]).keys() == {0, 1}
-    kernel.monitor.close()
+    six, four = ddpd.Address("br0", A), ddpd.Address("br0", ddpd.parse_interface("192.0.2.1/24"))
+    assert kernel.run([(six, "a"), (four, "b")]).keys() == {0, 1}
+    kernel.close()
 
 
 def test_an_address_of_ours_that_could_not_be_refreshed_stays_ours(installer: Installer) -> None:

@@ -15,6 +15,7 @@ import os
 import py_compile
 import select
 import shutil
+import signal
 import socket
 import statistics
 import subprocess
@@ -22,16 +23,40 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
+from functools import partial
+from io import StringIO
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from nacl import bindings  # noqa: E402
 
 import ddpd  # noqa: E402 - found by the line above
+from daemon import Daemon  # noqa: E402
+from lab import Lab, busybox_path, eventually  # noqa: E402
 
 PORT = 33730
+EXIT_OF_LAN = """
+[pool six]
+prefix = 2001:db8:42::/48
+give   = /56
+[pool four]
+prefix = 10.64.0.0/16
+give   = /24
+[grantee home]
+key   = @home
+pools = six four
+"""
+HOME_WITH_LAN = """
+[grantor exit]
+key     = @exit
+address = 192.0.2.1
+default = auto
+ask     = ::/56 on br-lan
+          0.0.0.0/24 on br-lan
+"""
 GRANTOR = ddpd.keypair(bytes(range(32)))
 WINDOW = 160
 POOL = ddpd.parse_prefix("2001:db8::/32")
@@ -272,6 +297,35 @@ def idle() -> None:
     grantor.stop()
 
 
+def renewals(count: int = 200) -> None:
+    """CPU of one renewal of a grantee with two leases on a LAN and its own gateways: ddpd, and `ip` below it."""
+    for tool in "iproute2", "busybox":
+        with redirect_stdout(StringIO()), Lab("exit*", "home*") as lab:
+            lab.cable("exit:down 192.0.2.1/24 2001:db8:1::1/64", "home:up 192.0.2.2/24 2001:db8:1::2/64")
+            lab["home"].bridge("br-lan")
+            grantor = lab["exit"].ddpd(EXIT_OF_LAN).start()
+            home = lab["home"].ddpd(HOME_WITH_LAN, path=busybox_path(lab.folder) if tool == "busybox" else "").start()
+            eventually(partial(is_bound, home))
+            assert home.process is not None
+            before, asked = cpu_s(home.process.pid), grantor.status()["counters"].get("heard_sealed", 0)
+            for _ in range(count):
+                home.process.send_signal(signal.SIGUSR1)
+                time.sleep(0.03)
+            own, below = (after - was for after, was in zip(cpu_s(home.process.pid), before, strict=True))
+            done = grantor.status()["counters"]["heard_sealed"] - asked
+        report("renewal", tool=tool, renewals=done, own_ms=1000 * own / done, ip_ms=1000 * below / done)
+
+
+def is_bound(home: Daemon) -> bool:
+    return len(home.status()["held"]) == 2
+
+
+def cpu_s(pid: int) -> tuple[float, float]:
+    """Of a process, and of its children that have ended."""
+    ticks = [int(word) for word in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:15]]
+    return sum(ticks[:2]) / os.sysconf("SC_CLK_TCK"), sum(ticks[2:]) / os.sysconf("SC_CLK_TCK")
+
+
 def switches(pid: int) -> int:
     rows = dict(row.split(":\t") for row in Path(f"/proc/{pid}/status").read_text().splitlines() if "ctxt" in row)
     return sum(map(int, rows.values()))
@@ -289,7 +343,8 @@ def bare_rss_kb(code: str) -> int:
     return found
 
 
-PHASES: dict[str, Callable[[], None]] = {"grants": grants, "again": again, "restart": restart, "idle": idle}
+PHASES: dict[str, Callable[[], None]] = {"grants": grants, "again": again, "restart": restart, "idle": idle,
+                                         "renewals": renewals}
 
 if __name__ == "__main__":
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})

@@ -434,7 +434,7 @@ def still(lab: Lab, had: dict[str, list[str]], for_s: float) -> None:
 
 
 def rules(host: Host) -> list[str]:
-    return sorted(line for line in host.look("-6 rule show").splitlines() if "lookup 22" in line)
+    return sorted(line for line in host.look("-6 rule show").splitlines() if "lookup 72" in line)
 
 
 def test_a_restart_knows_its_own_rules_again(lab: Lab) -> None:

@@ -5,13 +5,15 @@
     2001:db8:1::1                2001:db8:1::2
 """
 
+import subprocess
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from daemon import Daemon
-from lab import Host, Lab, busybox_path, changes, eventually, needs, with_keys
+from lab import IP, Host, Lab, busybox_path, changes, eventually, needs, with_keys
 
 pytestmark = needs("ip link add dev eth0 type veth")
 
@@ -308,3 +310,61 @@ def test_a_link_that_vanishes_gets_its_addresses_back(lab: Lab) -> None:
     lab["home"].ip("link del dev br-lan")
     lab["home"].bridge("br-lan", "lan")
     home.eventually(lambda: sorted(addresses(lab["home"])) == sorted(had), 10)
+
+
+# ==== what cannot be done =============================================================
+
+
+def test_without_a_disk_nothing_is_made_that_nobody_would_own(lab: Lab, tmp_path: Path) -> None:
+    """Full from the start: no address and no rule; with room again both, and `clean` finds them."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    before = lab["home"].kernel()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", disk], check=True)
+    try:
+        fill = disk / "fill"
+        fill.write_bytes(bytes(64 * 1024))
+        lab["exit"].ddpd(EXIT.format("auto")).start()
+        home = lab["home"].ddpd(f"[ddpd]\nleases = {disk}/leases.json\n" + HOME.format("192.0.2.1")).start()
+        home.eventually(lambda: len(bound(home)) == 4, 8)
+        assert not [line for line in changes(before, lab["home"].kernel()) if "address:" in line or "rule" in line]
+        fill.unlink()
+        home.eventually(lambda: len(addresses(lab["home"])) == 2, 45)
+        home.kill()
+        assert home.command("clean").returncode == 0
+        assert changes(before, lab["home"].kernel()) == []
+    finally:
+        for daemon in lab["home"].daemons:
+            daemon.kill()
+        subprocess.run(["umount", "-l", disk], check=True)
+
+
+def test_what_cannot_be_taken_away_stays_ours(lab: Lab, tmp_path: Path) -> None:
+    """`ip` fails for a while: tried again, and `clean` knows of it."""
+    tool, broken = tmp_path / "bin" / "ip", tmp_path / "broken"
+    tool.parent.mkdir()
+    tool.write_text(f'#!/bin/sh\n[ ! -e {broken} ] || {{ echo no >&2; exit 1; }}\nexec {IP} "$@"\n')
+    tool.chmod(0o755)
+    before = lab["home"].kernel()
+    _, home = both(lab, path=str(tool.parent))
+    broken.touch()
+    assert home.command("release").returncode == 0
+    home.eventually(lambda: "cannot remove command=" in home.log())
+    broken.unlink()
+    home.kill()
+    assert home.command("clean").returncode == 0
+    assert changes(before, lab["home"].kernel()) == []
+
+
+def test_a_record_of_what_is_gone_takes_nothing_of_the_operators(lab: Lab) -> None:
+    """The interface went, then the lease: an equal address that is made later is not ours."""
+    _, home = both(lab)
+    had = lab["home"].addresses("br-lan")
+    lab["home"].ip("link del dev br-lan")
+    home.command("release")
+    home.eventually(lambda: home.status()["held"] == [])
+    home.stop()
+    lab["home"].bridge("br-lan", "lan")
+    lab["home"].address("br-lan", *had)
+    home.command("clean")
+    assert lab["home"].addresses("br-lan") == had

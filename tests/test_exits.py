@@ -1,0 +1,570 @@
+"""Several exits: who is preferred, how each is reached, what others on this host are told.  Values in, values out."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from socket import AF_INET, AF_INET6
+from typing import Any
+
+import pytest
+
+import ddpd
+from ddpd import Event, State
+
+T0 = 1000.0
+A, B = (ddpd.parse_prefix(f"2001:db8:{name}:100::/56") for name in "ab")
+A4 = ddpd.parse_prefix("10.1.7.0/24")
+TUN, UP = 7, 2
+LINKS = ddpd.Links({1: "lo", UP: "up", TUN: "tun0", 3: "br-lan"},
+                   ((UP, ddpd.parse_interface("192.0.2.2/24")), (UP, ddpd.parse_interface("2001:db8:1::2/64"))),
+                   {1: 0x1, UP: 0x1043, TUN: 0x10D1, 3: 0x1003})
+
+
+def at(boot: float) -> ddpd.Now:
+    return ddpd.Now(boot, 1_700_000_000.0)
+
+
+class Home:
+    """A node that asks two exits, a (2001:db8::a) and b (192.0.2.1)."""
+
+    def __init__(self, a: str = "", b: str = "", ask: str = "::/56 on br-lan\n  0.0.0.0/24 on br-lan") -> None:
+        sections = (f"[grantor {name}]\nkey = {ddpd.show_key(bytes([n]) * 32)}\naddress = {host}\nask = {ask}\n{more}\n"
+                    for n, (name, host, more) in enumerate((("a", "2001:db8::a", a), ("b", "192.0.2.1", b)), 1))
+        self.node = ddpd.Node(ddpd.read_config("".join(sections), "t"), bytes(32), "boot", lambda n: b"\x80" * n)
+        self.node.linked(LINKS, at(T0))
+        self.node.start(at(T0))
+        self.a, self.b = self.node.grantees["a"], self.node.grantees["b"]
+        self.node.resolved("a", "2001:db8::a", (ddpd.Path("2001:db8::a", 0),), at(T0))
+        self.node.resolved("b", "192.0.2.1", (ddpd.Path("::ffff:192.0.2.1", 0),), at(T0))
+
+    def answer(self, name: str, *prefixes: ddpd.Prefix, preferred: int = 60, boot: float = T0, trip: float = 0.01,
+               **options: Any) -> list[ddpd.Effect]:
+        """What the node's `apply` does, without the datagram."""
+        grantee = self.node.grantees[name]
+        slots = {6: 0, 4: 1}
+        grants = tuple(ddpd.Grant(slots[p.version], p, True, preferred, 3600, bytes(20)) for p in prefixes)
+        ask = grantee.ask(int(boot), b"run-----", ddpd.parse_host("2001:db8:1::2"))
+        grantee.heard(trip)
+        answer = ddpd.Answer(stamp=1, status=0, version=1, grants=grants, **options)
+        effects = grantee.answered(ask, answer, boot - trip, at(boot), lambda _: "")
+        return effects + self.node.follow(at(boot))
+
+    def on_lan(self) -> dict[str, float]:
+        """Each address on br-lan, and until when it is preferred."""
+        return {str(thing.address): thing.prefers_until for thing in self.node.wanted.things.values()
+                if isinstance(thing, ddpd.Address)}
+
+    def preferred(self, boot: float = T0) -> list[str]:
+        return sorted(address for address, until in self.on_lan().items() if until > boot)
+
+
+def notes(effects: list[ddpd.Effect]) -> list[str]:
+    return [effect.text for effect in effects if isinstance(effect, ddpd.Note)]
+
+
+def hooks(effects: list[ddpd.Effect]) -> list[tuple[str, str]]:
+    return [(effect.grantor, effect.event) for effect in effects if isinstance(effect, ddpd.Hook)]
+
+
+LAN_A, LAN_B = "2001:db8:a:100::1/64", "2001:db8:b:100::1/64"
+
+
+# ==== an exit that dies ===============================================================
+
+
+def test_what_is_not_renewed_in_time_fades_once_and_is_told() -> None:
+    home = Home()
+    home.answer("a", A)
+    home.a.enter(State.REBINDING, float("inf"))
+    assert home.a.deadline == pytest.approx(T0 + 59.99)                   # it wakes for that
+    effects = home.node.woke(at(T0 + 60))
+    assert any(note.startswith("faded grantor=a slot=0") for note in notes(effects))
+    assert ("a", "faded") in hooks(effects)
+    assert home.a.deadline > T0 + 60                                      # ... once
+    assert LAN_A in home.on_lan()                                         # valid, and not removed
+    again = home.answer("a", A, boot=T0 + 90)
+    assert ("a", "bound") in hooks(again) and LAN_A in home.preferred(T0 + 90)
+
+
+def test_a_lease_on_file_that_is_preferred_no_longer_has_faded_already() -> None:
+    record = {"key": "", "slot": 0, "prefix": str(A), "ticket": ddpd.show_key(bytes(20)), "ends": T0 + 50,
+              "prefers": T0 - 5, "wall": 0, "current": True, "boot": "boot"}
+    held = ddpd.held_of(record, "boot", at(T0))
+    assert held is not None and held.faded
+
+
+@pytest.mark.parametrize(("renew", "longest"), [(2, 8.0), (30, 30.0), (4000, 120.0)])
+def test_a_lease_that_is_renewed_often_is_asked_for_often(renew: int, longest: float) -> None:
+    """An exit with a short T1 that was away for an hour is found again soon."""
+    home = Home()
+    home.answer("a", A, preferred=3000, times=(renew, 3000))
+    home.a.start_renewing(at(T0 + 10))
+    for _ in range(12):
+        home.a.ask_again(at(T0 + 20))
+    assert home.a.patience_s == longest
+
+
+@pytest.mark.parametrize("renew", [2, 5, 10, 20, 4000])
+def test_that_a_grantor_is_silent_is_said_once(renew: int) -> None:
+    home = Home()
+    home.answer("a", A, preferred=3000, times=(renew, 3000))
+    home.a.start_renewing(at(T0 + 10))
+    said = [note for _ in range(30) for note in notes(home.a.ask_again(at(T0 + 20)))]
+    assert len([note for note in said if note.startswith("silent")]) == 1
+
+
+def test_what_comes_deprecated_has_faded_and_is_no_news_each_time() -> None:
+    """Of a node whose own grantor is silent: it has nothing preferred to give."""
+    home = Home()
+    home.answer("a", A)
+    home.answer("a", A, preferred=0, boot=T0 + 10)
+    effects = home.answer("a", A, preferred=0, boot=T0 + 20)
+    assert home.a.held[0].faded and ("a", "renewed") in hooks(effects)
+
+
+def test_of_what_is_preferred_no_longer_nobody_asks_every_second() -> None:
+    """A pool that follows a silent grantor: what its own grantees can hear by asking often is nothing."""
+    pool, = ddpd.read_config("[pool p]\nprefix = 2001:db8::/48\ngive = /56\nlifetime = 1h\nrenew = 5s\n", "t").pools
+    assert ddpd.Grantor.times(replace(pool, prefers=T0 - 1, renew_s=900.0), 3000.0, at(T0)) == ((60.0, 60.0), 0.0)
+    assert ddpd.Grantor.times(replace(pool, prefers=T0 + 30), 3000.0, at(T0)) == ((5.0, 24.0), 30.0)
+
+
+def test_a_lease_that_is_over_before_its_answer_is_here_is_asked_for_again() -> None:
+    home = Home()
+    home.answer("a", A, trip=7200.0)
+    assert home.a.held == [] and home.a.state is State.SEEKING and home.a.timer < T0 + 61
+
+
+def test_a_prefix_around_an_address_that_is_asked_is_not_taken() -> None:
+    """It would draw what goes to that grantor."""
+    home = Home()
+    assert home.node.taken("b", ddpd.parse_prefix("2001:db8::/64")) == "holds the address at which a is asked"
+    assert home.node.taken("b", ddpd.parse_prefix("192.0.2.0/29")).startswith("overlaps 192.0.2.0/24")
+    assert home.node.taken("b", B) == ""
+
+
+@pytest.mark.parametrize("bad", ["::1", "ff02::1", "fe80::1", "127.0.0.1", "0.0.0.0", "255.255.255.255"])
+def test_name_servers_that_are_nobodys_are_not_taken(bad: str) -> None:
+    home = Home()
+    good = ddpd.parse_host("2001:db8::53")
+    home.answer("a", A, dns=(ddpd.parse_host(bad), good), ntp=(ddpd.parse_host(bad),), mtu=60000)
+    assert home.a.options == {"dns": (good,), "mtu": 9000}
+
+
+# ==== ranks ===========================================================================
+
+
+def test_only_the_best_rank_that_lives_is_preferred() -> None:
+    home = Home("rank = 1", "rank = 2")
+    home.answer("b", B, A4)
+    assert home.preferred() == ["10.1.7.1/24", LAN_B]
+    effects = home.answer("a", A)
+    assert ("b", "ranked") in hooks(effects) and "ranked grantor=b IPv6=waits" in notes(effects)
+    assert home.preferred() == ["10.1.7.1/24", LAN_A]                      # IPv4 has only b
+    assert LAN_B in home.on_lan()                                         # valid, to take over
+    home.a.enter(State.REBINDING, float("inf"))
+    home.answer("b", B, A4, boot=T0 + 30)
+    effects = home.node.woke(at(T0 + 60))
+    assert ("b", "ranked") in hooks(effects) and "ranked grantor=b IPv6=preferred" in notes(effects)
+    assert home.preferred(T0 + 60) == ["10.1.7.1/24", LAN_B]
+    home.answer("a", A, boot=T0 + 61)
+    assert home.preferred(T0 + 61) == ["10.1.7.1/24", LAN_A]
+
+
+@pytest.mark.parametrize(("a", "b"), [("", ""), ("rank = 1", ""), ("rank = 3", "rank = 3")])
+def test_equal_ranks_and_none_leave_both_preferred(a: str, b: str) -> None:
+    home = Home(a, b)
+    home.answer("a", A)
+    home.answer("b", B)
+    assert home.preferred() == [LAN_A, LAN_B]
+
+
+def test_the_nearest_by_its_round_trip_and_not_for_a_trifle() -> None:
+    home = Home("rank = nearest", "rank = nearest")
+    home.answer("a", A, trip=0.020)
+    assert home.preferred() == [LAN_A]
+    home.answer("b", B, trip=0.018)
+    assert home.preferred() == [LAN_A]                                    # a tenth is no reason to move
+    home.answer("b", B, trip=0.001)
+    for _ in range(20):
+        home.answer("b", B, trip=0.001)
+    assert home.preferred() == [LAN_B]
+    for _ in range(40):
+        home.answer("b", B, trip=0.019)
+    assert home.preferred() == [LAN_B]                                    # and back as little
+
+
+def test_the_hook_and_status_know_who_waits() -> None:
+    home = Home("rank = 1", "rank = 2")
+    home.answer("a", A)
+    home.answer("b", B)
+    assert f"{B},0," in ddpd.environment_of(home.b, "bound", at(T0))["DDPD_PREFIXES"]
+    [row] = ddpd.held_rows(home.b, at(T0))
+    assert row["waits"] and row["preferred"] == 0
+    assert ddpd.lifetimes(row)[0] == "waits"
+
+
+# ==== the way =========================================================================
+
+
+def way(dev: str = "up", via: str = "", source: str = "::", is_up: bool = True) -> ddpd.Way:
+    return ddpd.Way(ddpd.Reach(via, dev), source, is_up)
+
+
+GATES = (ddpd.Gateway(0, UP, ddpd.Reach("192.0.2.254", "up"), 4),
+         ddpd.Gateway(1024, UP, ddpd.Reach("fe80::9", "up"), 6))
+
+
+@pytest.mark.parametrize(("name", "found", "gates", "four", "six"), [
+    ("a", way(via="fe80::1"), (), "", "via fe80::1 dev up"),                         # the router towards it
+    ("a", way(), (), "", "via 2001:db8::a dev up"),                                  # a neighbour
+    ("b", way(), GATES, "via 192.0.2.1 dev up", "via fe80::9 dev up"),               # ... of the other family
+    ("b", way("br-lan"), GATES, "via 192.0.2.1 dev br-lan", ""),                     # none on that interface
+    ("b", way("tun0"), GATES, "dev tun0", "dev tun0"),                               # a tunnel needs no next hop
+])
+def test_default_auto_is_the_way_of_the_asks(name: str, found: ddpd.Way, gates: tuple[ddpd.Gateway, ...], four: str,
+                                             six: str) -> None:
+    home = Home("default = auto", "default = auto")
+    home.answer(name, A, A4)
+    home.node.routed({name: found}, gates, stirred=False, now=at(T0))
+    routes = {thing.prefix.version: ddpd.thing_reach(thing.reach) for thing in home.node.wanted.things.values()
+              if isinstance(thing, ddpd.Route) and thing.table != ddpd.MAIN}
+    assert routes == {version: reach for version, reach in ((4, four), (6, six)) if reach}
+    rules = {thing.version for thing in home.node.wanted.things.values() if isinstance(thing, ddpd.Rule)}
+    assert rules == set(routes)
+
+
+def test_a_way_that_is_lost_leaves_the_default_route_as_it_was() -> None:
+    home = Home("default = auto")
+    home.answer("a", A)
+    home.node.routed({"a": way(via="fe80::1")}, (), stirred=False, now=at(T0))
+    before = dict(home.node.wanted.things)
+    home.node.routed({"a": None}, (), stirred=True, now=at(T0))
+    assert home.node.wanted.things == before
+
+
+def test_what_was_known_of_the_other_family_stays_on_its_interface() -> None:
+    """The IPv6 router is gone for a moment: what comes from the prefix must not leave by another exit."""
+    home = Home(b="default = auto")
+    home.node.routed({"b": way()}, GATES, stirred=False, now=at(T0))
+    home.node.routed({"b": way()}, (), stirred=True, now=at(T0))
+    assert home.b.reaches == {4: ddpd.Reach("192.0.2.1", "up"), 6: ddpd.Reach("fe80::9", "up")}
+    home.node.routed({"b": way("br-lan")}, (), stirred=True, now=at(T0))
+    assert home.b.reaches == {4: ddpd.Reach("192.0.2.1", "br-lan")}
+
+
+def test_a_restart_keeps_the_default_route_that_is_there() -> None:
+    home = Home("default = auto", "default = dev up")
+    there = [ddpd.Route(ddpd.parse_prefix("::/0"), home.a.table, ddpd.Reach("fe80::1", "up")),
+             ddpd.Route(ddpd.parse_prefix("::/0"), home.b.table, ddpd.Reach("fe80::2", "up"))]
+    home.node.adopt(there)
+    assert home.a.reaches == {6: ddpd.Reach("fe80::1", "up")}
+    assert home.b.reaches[6] == ddpd.Reach("", "up")                       # written down, not found
+
+
+@pytest.mark.parametrize("more", ["default = dev tun0 redistribute", "default = via fe80::1 dev up redistribute"])
+def test_redistribute_is_a_route_by_source_and_the_mtu_is_that_of_the_way(more: str) -> None:
+    home = Home(more)
+    home.answer("a", A, A4, mtu=1400)
+    routes = [thing for thing in home.node.wanted.things.values() if isinstance(thing, ddpd.Route) and thing.mtu]
+    assert {(route.table, str(route.source or "")) for route in routes} >= {(ddpd.MAIN, str(A)), (home.a.table, "")}
+    assert all(route.mtu == 1400 for route in routes)
+    assert not any(route.source for route in routes if route.prefix.version == 4)
+    line = next(ddpd.add_line(route, 221, at(T0)) for route in routes if route.source)
+    assert line.startswith(f"route replace ::/0 from {A} ") and line.endswith("metric 22100 mtu 1400")
+
+
+@pytest.mark.parametrize(("before", "after", "asks"), [
+    (None, way(), True),                                   # there was none
+    (way(), way("tun0"), True),                            # another interface
+    (way(source="::1"), way(source="::2"), True),          # another address of ours
+    (way(is_up=False), way(), True),                       # the cable is in again
+    (way(), way(), False), (way(), None, False), (way(), way(is_up=False), False)])
+@pytest.mark.parametrize("state", [State.SEEKING, State.BOUND, State.RENEWING, State.REBINDING])
+def test_who_is_reached_otherwise_is_asked_at_once(state: State, before: ddpd.Way | None, after: ddpd.Way | None,
+                                                   asks: bool) -> None:
+    home = Home()
+    home.node.routed({"a": before}, (), stirred=False, now=at(T0))
+    home.a.enter(state, T0 + 500)
+    effects = home.node.routed({"a": after}, (), stirred=True, now=at(T0 + 1))
+    assert (ddpd.Call("a") in effects) == asks
+    assert (home.a.timer < T0 + 4) == asks                 # and patiently from the start again
+
+
+def test_a_change_is_not_lost_because_somebody_looked_before_it_was_told() -> None:
+    """Looked at because another grantor is asked elsewhere; that the network has changed is heard a moment later."""
+    home = Home()
+    home.node.routed({"a": way()}, (), stirred=False, now=at(T0))
+    assert ddpd.Call("a") not in home.node.routed({"a": way("tun0")}, (), stirred=False, now=at(T0))
+    assert ddpd.Call("a") in home.node.routed({"a": way("tun0")}, (), stirred=True, now=at(T0))
+    assert home.a.way == way("tun0")
+
+
+def test_who_gave_everything_back_is_left_in_peace() -> None:
+    home = Home()
+    home.a.step(Event.RELEASE, at(T0))
+    home.a.enter(State.RELEASED, float("inf"))
+    assert ddpd.Call("a") not in home.node.routed({"a": way()}, (), stirred=True, now=at(T0))
+
+
+def test_the_default_routers_are_asked_each_once_best_first() -> None:
+    gates = (*GATES, ddpd.Gateway(2048, 3, ddpd.Reach("fe80::9", "br-lan"), 6), GATES[0],
+             ddpd.Gateway(4096, TUN, ddpd.Reach("", "tun0"), 4))
+    assert ddpd.places_of("gateway", gates) == (
+        ddpd.Path("::ffff:192.0.2.254", 0), ddpd.Path("fe80::9", 0, UP), ddpd.Path("fe80::9", 0, 3))
+    assert ddpd.places_of("gateway%br-lan", gates) == (ddpd.Path("fe80::9", 0, 3),)
+
+
+def test_a_default_router_that_goes_is_asked_no_more() -> None:
+    home = Home()
+    node = ddpd.Node(ddpd.read_config(f"[grantor a]\nkey = {ddpd.show_key(bytes([1]) * 32)}\naddress = gateway\n"
+                                      "ask = ::/56\n", "t"), bytes(32), "boot", lambda n: b"\x80" * n)
+    node.start(at(T0))
+    node.resolved("a", "gateway", (), at(T0))
+    assert node.grantees["a"].place() is None
+    for gate, host in zip(GATES, ("::ffff:192.0.2.254", "fe80::9"), strict=True):
+        effects = node.routed({}, (gate,), stirred=True, now=at(T0 + 1))
+        place = node.grantees["a"].place()
+        assert place is not None and place.host == host and ddpd.Call("a") in effects
+    assert home.node.gateways == ()
+
+
+@pytest.mark.parametrize(("source", "better"), [
+    ("2001:db8:1::2", "2001:db8:1::2"),                    # not leased
+    ("2001:db8:a:100::1", "2001:db8:1::2"),                # leased: the other one of that interface
+    ("::ffff:10.1.7.1", "::ffff:192.0.2.2")])
+def test_asks_do_not_come_from_what_was_leased(source: str, better: str) -> None:
+    home = Home()
+    home.answer("a", A, A4)
+    home.a.way, home.a.target = way(), home.a.place()
+    assert home.node.better_source("a", source) == better
+    home.node.links = ddpd.Links()
+    assert home.node.better_source("a", source) == source  # if there is no other
+
+
+def test_another_address_of_ours_is_no_reason_to_change() -> None:
+    """Temporary addresses come every day; the kernel would send from the newest."""
+    home = Home()
+    first, newer = "2001:db8:1::2", "2001:db8:1::66"
+    home.node.routed({"a": way(source=first)}, (), stirred=False, now=at(T0))
+    more = replace(LINKS, addresses=(*LINKS.addresses, (UP, ddpd.parse_interface(f"{newer}/64"))))
+    home.node.linked(more, at(T0))
+    assert ddpd.Call("a") not in home.node.routed({"a": way(source=newer)}, (), stirred=True, now=at(T0))
+    assert home.node.better_source("a", newer) == first
+    home.a.turn, home.a.found["x"] = 1, (ddpd.Path("::ffff:192.0.2.9", 0),)               # another place is tried
+    home.a.contact = replace(home.a.contact, addresses=(*home.a.contact.addresses, ddpd.HostPort("x", 1)))
+    assert home.node.better_source("a", "::ffff:192.0.2.2") == "::ffff:192.0.2.2"
+    home.a.turn = 0
+    home.node.linked(replace(more, fading=frozenset({more.addresses[1]})), at(T0))         # it is deprecated
+    assert home.node.better_source("a", newer) == newer
+    assert ddpd.Call("a") in home.node.routed({"a": way(source=newer)}, (), stirred=True, now=at(T0))
+
+
+# ==== netlink =========================================================================
+
+
+def message(kind: int, family: int, protocol: int, prefix: str, *, metric: int = 22100, table: int = 254,
+            parts: bytes = b"") -> tuple[int, bytes]:
+    target = ddpd.parse_prefix(prefix)
+    body = bytes((family, target.length, 0, 0, table, protocol, 0, 1)) + bytes(4)
+    return kind, body + ddpd.attribute(1, target.packed) + ddpd.attribute(6, metric.to_bytes(4, "little")) + parts
+
+
+def test_which_of_ours_has_gone() -> None:
+    gone = [ddpd.gone_of(*each, 221, {2: "up"}) for each in (
+        message(25, AF_INET6, 221, str(A)), message(25, AF_INET6, 4, str(A)), message(24, AF_INET6, 221, str(A)),
+        message(25, AF_INET6, 221, str(A), metric=5), message(25, AF_INET, 221, "10.1.0.0/16"))]
+    assert [thing is not None for thing in gone] == [True, False, False, False, True]
+    assert gone[0] == ddpd.Route(A, 254)
+
+
+def test_default_routers_in_a_dump() -> None:
+    up, via = ddpd.attribute(4, (2).to_bytes(4, "little")), ddpd.attribute(5, ddpd.parse_host("192.0.2.1").packed)
+    rows = [message(24, AF_INET, 4, "0.0.0.0/0", metric=9, parts=up + via),
+            message(24, AF_INET, 4, "0.0.0.0/0", metric=3, parts=up),
+            message(24, AF_INET, 221, "0.0.0.0/0", parts=up + via),                    # ours
+            message(24, AF_INET, 4, "10.0.0.0/8", parts=up + via),
+            message(24, AF_INET, 4, "0.0.0.0/0", table=100, parts=up + via)]
+    found = ddpd.gateways_of(rows, 221, {2: "up"})
+    assert [(gate.metric, gate.reach.via) for gate in found] == [(3, ""), (9, "192.0.2.1")]
+
+
+# ==== hooks ===========================================================================
+
+
+def states(home: Home, style: str, *events: str) -> list[list[str]]:
+    """The arguments of the calls that these events make, the grantee being as it is."""
+    said: list[list[str]] = []
+    last: ddpd.HookCall | None = None
+    for event in events:
+        for call in ddpd.HOOK_CALLS[style](home.a, event, last, at(T0)):
+            said.append(call[0])
+            last = call
+    return said
+
+
+def test_hooks_of_odhcp6c() -> None:
+    home = Home()
+    home.a.way = way()
+    assert states(home, "odhcp6c", "started", "lost", "stopped") == [["up", "started"], ["up", "stopped"]]
+    both = ddpd.parse_host("2001:db8::53"), ddpd.parse_host("192.0.2.53")
+    home.answer("a", A, ddpd.parse_prefix("10.9.9.0/24"), mtu=1400, search=("corp.example",), dns=both, ntp=both)
+    assert states(home, "odhcp6c", "started", "bound", "renewed", "rebound", "faded") == [
+        ["up", each] for each in ("started", "bound", "updated", "rebound", "updated")]
+    assert states(home, "odhcp6c", "bound", "renewed") == [["up", each] for each in ("started", "bound", "updated")]
+    [_, (_, env)] = ddpd.HOOK_CALLS["odhcp6c"](home.a, "bound", None, at(T0))
+    assert env["PREFIXES"] == f"{A},59,3599" and env["ADDRESSES"] == ""
+    assert (env["RDNSS"], env["NTP_IP"], env["DOMAINS"], env["RA_MTU"], env["SERVER"]) == (
+        "2001:db8::53", "2001:db8::53", "corp.example", "1400", "2001:db8::a")
+    last = (["up", "bound"], env)
+    home.a.held = []
+    [(arguments, env)] = ddpd.HOOK_CALLS["odhcp6c"](home.a, "lost", last, at(T0))
+    assert arguments == ["up", "unbound"] and env["PREFIXES"] == ""
+    assert ddpd.HOOK_CALLS["odhcp6c"](home.a, "released", (arguments, env), at(T0)) == []
+
+
+def test_hooks_of_ahcpd() -> None:
+    """start, and for each change stop with what was told before, then start."""
+    home = Home(ask="::/128\n  0.0.0.0/32")
+    home.a.way = way()
+    assert states(home, "ahcpd", "started", "stopped") == []
+    one = ddpd.parse_prefix("2001:db8:a::7")
+    home.answer("a", one, ddpd.parse_prefix("10.1.7.9"), dns=(ddpd.parse_host("192.0.2.53"),))
+    assert states(home, "ahcpd", "bound", "renewed", "faded", "stopped") == [["start"], ["stop"]]
+    [last] = ddpd.HOOK_CALLS["ahcpd"](home.a, "bound", None, at(T0))
+    assert {name: value for name, value in last[1].items() if name.startswith("AHCP_")} == {
+        "AHCP_IPv6_ADDRESS": "2001:db8:a::7", "AHCP_IPv4_ADDRESS": "10.1.7.9", "AHCP_INTERFACES": "up",
+        "AHCP_IPv6_PREFIX_DELEGATION": "", "AHCP_IPv4_PREFIX_DELEGATION": "", "AHCP_NAMESERVER": "192.0.2.53",
+        "AHCP_NTP_SERVER": "", "AHCP_DEBUG_LEVEL": "1"}
+    home.answer("a", ddpd.parse_prefix("2001:db8:a::8"), ddpd.parse_prefix("10.1.7.9"))
+    stop, start = ddpd.HOOK_CALLS["ahcpd"](home.a, "bound", last, at(T0))
+    assert (stop[0], stop[1]["AHCP_IPv6_ADDRESS"]) == (["stop"], "2001:db8:a::7")
+    assert (start[0], start[1]["AHCP_IPv6_ADDRESS"]) == (["start"], "2001:db8:a::8")
+
+
+def test_the_readme_names_every_variable_and_event() -> None:
+    home = Home()
+    home.a.way = way()
+    home.answer("a", A, mtu=1400, dns=(ddpd.parse_host("::1"),), search=("a.b",), ntp=(ddpd.parse_host("::1"),))
+    text = (Path(__file__).parent.parent / "README.md").read_text()
+    table = text[text.index("**Hooks.**"):text.index("**Name servers")]
+    for name in ddpd.environment_of(home.a, "bound", at(T0)):
+        assert f"`{name}`" in table, name
+    for name in ddpd.odhcp6c_calls(home.a, "bound", None, at(T0))[0][1].keys() - {"AHCP_DEBUG_LEVEL"}:
+        assert f"`{name}`" in table, name
+    source = (Path(__file__).parent.parent / "ddpd.py").read_text()
+    events = set(re.findall(r'Hook\([^,]*?name, "(\w+)"\)|self\.settle\(now, "(\w+)"', source))
+    for event in {each for pair in events for each in pair if each} | {"bound", "renewed", "rebound", "stopped"}:
+        assert f"`{event}`" in table, event
+
+
+# ==== files for others ================================================================
+
+
+def two(**more: Any) -> Home:
+    """a and b, with name servers and a domain each."""
+    home = Home(**more)
+    home.answer("a", A, A4, dns=(ddpd.parse_host("2001:db8::53"), ddpd.parse_host("192.0.2.53")),
+                search=("a.example",), mtu=1400)
+    home.answer("b", B, dns=(ddpd.parse_host("2001:db8::53"), ddpd.parse_host("2001:db8:b::53")), search=("b.example",))
+    return home
+
+
+def texts(home: Home, lost: tuple[ddpd.Subnet, ...] = (), boot: float = T0) -> dict[str, str]:
+    grantees = home.node.grantees.values()
+    return {kind: text_of(grantees, lost, at(boot)) for kind, text_of in ddpd.HANDED_TEXTS.items()}
+
+
+def test_a_resolver_file() -> None:
+    assert texts(two())["resolv"] == ("search a.example b.example\nnameserver 2001:db8::53\n"
+                                      "nameserver 192.0.2.53\nnameserver 2001:db8:b::53\n")
+    assert texts(two())["dnsmasq"].splitlines() == [
+        "server=/a.example/2001:db8::53", "server=/a.example/192.0.2.53", "server=/b.example/2001:db8::53",
+        "server=/b.example/2001:db8:b::53", "server=2001:db8::53", "server=192.0.2.53", "server=2001:db8:b::53"]
+
+
+def test_a_dead_exits_name_servers_are_asked_only_if_there_are_no_others() -> None:
+    home = two()
+    for held in home.a.held:
+        held.faded = True
+    assert texts(home)["resolv"] == "search b.example\nnameserver 2001:db8::53\nnameserver 2001:db8:b::53\n"
+    for held in home.b.held:
+        held.faded = True
+    assert texts(home)["resolv"] == texts(two())["resolv"]
+    home.a.held, home.b.held = [], []
+    assert texts(home)["resolv"] == texts(home)["dnsmasq"] == ""
+
+
+def test_radvd_is_told_what_is_left_and_what_is_lost() -> None:
+    home = two()
+    home.b.deprecate(home.b.held[0], at(T0))
+    home.node.follow(at(T0))
+    lost = ("br-lan", ddpd.parse_prefix("2001:db8:c::/64"))
+    said = texts(home, (lost,), T0 + 9)["radvd"]
+    assert ("prefix 2001:db8:a:100::/64 { AdvPreferredLifetime 50; AdvValidLifetime 3590; "
+            "DecrementLifetimes on; };") in said
+    assert "prefix 2001:db8:b:100::/64 { AdvPreferredLifetime 0; AdvValidLifetime 3590; };" in said
+    assert "prefix 2001:db8:c::/64 { AdvOnLink off; AdvPreferredLifetime 0; AdvValidLifetime 0; };" in said
+    assert "AdvLinkMTU 1400" in said and "RDNSS 2001:db8::53 { }" in said and "AdvDefaultLifetime" not in said
+    assert set(ddpd.announced_in(said)) == {("br-lan", A.network(64)), ("br-lan", B.network(64))}
+    home.a.held, home.b.held = [], []
+    assert texts(home)["radvd"] == "interface br-lan { AdvSendAdvert on; AdvDefaultLifetime 0;\n};\n"
+
+
+@pytest.mark.parametrize(("prefix", "first_last"), [
+    ("10.1.7.0/24", "10.1.7.2,10.1.7.254,255.255.255.0"), ("10.1.0.0/22", "10.1.0.2,10.1.3.254,255.255.252.0"),
+    ("10.1.7.4/30", "10.1.7.6,10.1.7.6,255.255.255.252"), ("10.1.7.4/31", ""), ("10.1.7.4/32", "")])
+def test_dhcp_serves_all_of_an_ipv4_subnet_but_our_own_address(prefix: str, first_last: str) -> None:
+    home = Home(ask=f"::/56\n  0.0.0.0/{prefix.partition('/')[2]} on br-lan")
+    home.answer("a", ddpd.parse_prefix(prefix), dns=(ddpd.parse_host("192.0.2.53"),), mtu=1400)
+    said = texts(home)["dhcp"]
+    assert (f"interface=br-lan\ndhcp-range={first_last},300s\n" in said) == bool(first_last)
+    assert ("dhcp-range" in said) == bool(first_last)
+    assert "dhcp-option=option:dns-server,192.0.2.53\n" in said and "dhcp-option=option:mtu,1400\n" in said
+    assert "dhcp-range" not in texts(home, boot=T0 + 61)["dhcp"]           # faded: nobody new
+
+
+@pytest.mark.parametrize("kind", ["radvd", "dhcp", "dnsmasq"])
+def test_the_programs_themselves_take_the_files(kind: str, tmp_path: Path) -> None:
+    """... of grantors that tell whatever they may."""
+    import shutil
+    if not shutil.which("radvd" if kind == "radvd" else "dnsmasq"):
+        pytest.skip(f"no program for {kind}")
+    file = tmp_path / kind
+    home = two()
+    many = tuple(ddpd.parse_host(f"2001:db8:{version}::{n}") for n in range(1, 9) for version in (5, 6))
+    home.answer("b", B, dns=many, search=("on", "off", "prefix", "RDNSS", "infinity", "1", "b.example"), mtu=9000)
+    file.write_text(ddpd.OUR_FILE + texts(home, (("br-lan", ddpd.parse_prefix("2001:db8:c::/64")),))[kind])
+    command = {"radvd": ["radvd", "--configtest", "--config", file], "dhcp": ["dnsmasq", "--test", "-C", file],
+               "dnsmasq": ["dnsmasq", "--test", "-C", file]}[kind]
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_own_file_is_whole_and_never_somebody_elses(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "folder" / "resolv.conf"
+
+    def write(text: str) -> None:
+        ddpd.write_own(str(path), lambda _: ddpd.OUR_FILE + text)
+
+    for text in "one\n", "":
+        write(text)
+        assert path.read_text() == ddpd.OUR_FILE + text
+        assert [each.name for each in path.parent.iterdir()] == ["resolv.conf"]
+    path.write_text("prefix 2001:db8::1/64 by hand\n")     # though it was ours a moment ago
+    write("two\n")
+    assert path.read_text() == "prefix 2001:db8::1/64 by hand\n"
+    assert "there is a file that ddpd has not made" in capfd.readouterr().err
+    path.unlink()
+    (tmp_path / "elsewhere").write_text("precious")
+    (path.parent / f"resolv.conf.{os.getpid()}").symlink_to(tmp_path / "elsewhere")
+    write("three\n")
+    assert (tmp_path / "elsewhere").read_text() == "precious"
+    path.unlink(missing_ok=True)
+    path.mkdir()
+    write("four\n")
+    assert path.is_dir() and [each.name for each in path.parent.iterdir()] == ["resolv.conf"]
