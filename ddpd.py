@@ -121,6 +121,16 @@ PINS_KEPT:      Final = 0.7            # part of the pins that a reload has to k
 RETRY_INSTALL_S: Final = 30            # seconds between two tries to install what the kernel refused
 ROUTES_S:       Final = 0.2            # seconds until what has happened to routes is looked at, as one
 REPAIRS:        Final = 10             # of what others remove, at once; then one a second
+MAX_ANSWERS:    Final = 1024           # advertisements kept ready for a solicitation that comes again
+MAX_INSIDE:     Final = 1024           # neighbours inside that are known, and routes made to them, an interface
+MAX_PROBES:     Final = 256            # ... and unanswered questions for them
+PROBES_A_S:     Final = 1000           # ... and questions a second
+PROBE_S:        Final = 1.0            # seconds in which a neighbour inside has to answer
+PROBES:         Final = 3              # ... before a route to it is taken away
+MAX_ASKERS:     Final = 4              # who are told of one neighbour at once
+WIRED_S:        Final = 600            # seconds until a route to a neighbour inside is looked after
+FILTERED:       Final = 64             # leases that the kernel's filter knows one by one; more: their pools
+DRAIN:          Final = 256            # frames taken from one interface before others are served
 RETRY_DISK_S:   Final = 10             # seconds between two tries to write what could not be written
 LINE:           Final = 384            # bytes of a line in the lease file
 SPARE_LINES:    Final = 64             # blank lines by which the lease file grows
@@ -856,6 +866,17 @@ class Default(NamedTuple):
     redistribute: bool                   # in the main table too, for a routing daemon
 
 
+class Proxied(NamedTuple):
+    """One rule of a [ndp] section, for solicitations of addresses in this prefix."""
+
+    kind: str                            # PROXIED names them
+    prefix: Prefix
+    dev: str = ""                        # iface: where it is asked first
+
+    def __str__(self) -> str:
+        return " ".join(str(part) for part in self if part)
+
+
 class Lan(NamedTuple):
     """An interface that gets a subnet; number None: the lowest free one."""
 
@@ -999,6 +1020,29 @@ class Contact:
 
 
 @dataclass(frozen=True)
+class Ndp:
+    """A [ndp] section: neighbour solicitations heard on one interface."""
+
+    dev: str
+    leased: bool
+    rules: tuple[Proxied, ...]           # the longest prefix first
+    router: bool
+    source: str
+    by_kernel: bool                      # single addresses are the kernel's
+    autowire: bool
+    allow: tuple[Prefix, ...]
+    deny: tuple[Prefix, ...]
+    ttl_s: float
+
+
+class Need(NamedTuple):
+    """A capability(7) without which the configuration cannot be carried out, and what says so."""
+
+    capability: str
+    where: str
+
+
+@dataclass(frozen=True)
 class Config:
     file: str
     key: str
@@ -1015,6 +1059,8 @@ class Config:
     pools: tuple[Pool, ...]
     agreements: dict[bytes, Agreement]
     contacts: tuple[Contact, ...]
+    ndp: tuple[Ndp, ...]
+    needs: tuple[Need, ...]              # one of each capability
     pins: Pins
     skipped: tuple[str, ...]             # bad rows of pin files and bad files of grantees, a line each
     unknown: tuple[str, ...]             # ids of pins that are nobody's, the first of them
@@ -1183,6 +1229,38 @@ def parse_style(text: str) -> str:
     return text
 
 
+PROXIED: Final = ("static", "auto", "iface", "never")
+Proxying = tuple[bool, tuple[Proxied, ...]]                       # what is leased; rules, the longest prefix first
+
+
+def parse_rule(text: str) -> Proxied:
+    """`static P`, `auto P`, `never P`, `iface P IF`."""
+    kind, *rest = words(text)
+    if kind not in PROXIED or len(rest) != 1 + (kind == "iface"):
+        raise ValueError(f"'{text}' is no rule (such as `leased`, `static PREFIX`, `auto PREFIX`, `iface PREFIX IF`, "
+                         "`never PREFIX`; one a line)")
+    prefix = parse_prefix(rest[0])
+    if prefix.version != 6:
+        raise ValueError(f"{prefix} is not IPv6")
+    return Proxied(kind, prefix, *map(device, rest[1:]))
+
+
+def parse_proxy(text: str) -> Proxying:
+    lines = [line.strip() for line in text.replace(",", "\n").split("\n") if line.strip()]
+    rules = [parse_rule(line) for line in lines if line != "leased"]
+    if len({rule.prefix for rule in rules}) < len(rules):
+        raise ValueError("a prefix has two rules")
+    return "leased" in lines, tuple(sorted(rules, key=lambda rule: -rule.prefix.length))
+
+
+def one_of(*known: str) -> Callable[[str], str]:
+    def parse_word(text: str) -> str:
+        if text not in known:
+            raise ValueError(f"'{text}' is none of: {', '.join(known)}")
+        return text
+    return parse_word
+
+
 def parse_lan(text: str) -> Lan:
     dev, equals, number = text.partition("=")
     return Lan(device(dev), whole(0, 2**16 - 1)(number) if equals else None)
@@ -1305,6 +1383,9 @@ def parse_date(text: str) -> float:
         raise ValueError(f"'{text}' is no date (such as 2027-03-31, or 2027-03-31T12:00, UTC)") from None
 
 
+# ==== KEYS =========================================================== pure ====
+
+
 class Setting(NamedTuple):
     """One key of the configuration.  default None: it has to be there."""
 
@@ -1385,6 +1466,16 @@ SETTINGS: Final[dict[str, dict[str, Setting]]] = {
         "hostname":  Setting(optional(name_word), "", "told to the grantor"),
         "keepalive": Setting(optional(duration), "", "ask at least this often: 25s behind a NAT"),
         "suffix":    Setting(parse_suffix, "::1", "this node's address in each subnet"),
+    },
+    "ndp": {
+        "proxy":    Setting(parse_proxy, None, "`leased`, `static P`, `auto P`, `iface P IF`, `never P`: one a line"),
+        "method":   Setting(one_of("own", "kernel"), "own", "who answers for single addresses"),
+        "router":   Setting(yes_no, "yes", "say in answers that this is a router"),
+        "source":   Setting(one_of("link-local", "interface", "target"), "link-local", "where answers come from"),
+        "autowire": Setting(yes_no, "no", "make a route to what `iface` found inside"),
+        "ttl":      Setting(duration, "3s", "how long what `iface` found inside is believed"),
+        "allow":    Setting(many(parse_prefix), "", "no answer for anything else"),
+        "deny":     Setting(many(parse_prefix), "", "no answer for these"),
     },
 }
 
@@ -1865,6 +1956,44 @@ def read_contact(section: Section) -> Contact:
                    got["suffix"])
 
 
+def read_ndp(section: Section) -> Ndp:
+    got = section.parsed()
+    try:
+        dev = device(section.name)
+    except ValueError as why:
+        raise section.error("", why) from None
+    leased_, rules = got["proxy"]
+    section.check("proxy", dev in {rule.dev for rule in rules}, f"asks on {dev} itself")
+    section.check("autowire", got["autowire"] and not any(rule.dev for rule in rules), "wants a rule `iface`")
+    return Ndp(dev, leased_, rules, got["router"], got["source"], got["method"] == "kernel", got["autowire"],
+               got["allow"], got["deny"], got["ttl"])
+
+
+def needs_of(section: Section) -> Iterator[tuple[str, str]]:
+    """(capability, the key that wants it)"""
+    got = section.parsed()
+    if section.kind == "ndp":
+        yield "CAP_NET_RAW", "proxy"
+        yield from [("CAP_NET_ADMIN", key) for key in ("method", "autowire") if got[key] in ("kernel", True)]
+    elif section.kind == "ddpd" and any(place.port < 1024 for place in got["listen"]):
+        yield "CAP_NET_BIND_SERVICE", "listen"
+    elif got.get("install") or got.get("route", "none") != "none":
+        yield "CAP_NET_ADMIN", "install" if "install" in got else "route"
+
+
+def all_needs(sections: Iterable[Section], folder: str) -> tuple[Need, ...]:
+    """The first place of each; a folder of grantees wants routes."""
+    found: dict[str, str] = {}
+    for section in sections:
+        if section.kind != "grantee" or "CAP_NET_ADMIN" not in found:
+            for capability, key in needs_of(section):
+                line = section.values[key][1] if key in section.values else section.line
+                found.setdefault(capability, f"line {line}: [{section.head}] {key}")
+    if folder:
+        found.setdefault("CAP_NET_ADMIN", f"the files in {folder}")
+    return tuple(Need(*row) for row in sorted(found.items()))
+
+
 def check_apart(sections: list[Section], found: Iterable[tuple[Section, str, Prefix]]) -> None:
     """No two of these prefixes may overlap: sorted, a prefix can only overlap its neighbour."""
     ordered = sorted(found, key=lambda row: row[2])
@@ -2108,6 +2237,7 @@ def reading(text: str, file: str, files: Files, before: Config | None) -> Steps[
     main = (of["ddpd"] or [Section(file, "ddpd", 1)])[0].parsed()
     draft = Draft(before)
     contacts = tuple(read_contact(section) for section in of["grantor"])
+    ndp = tuple(read_ndp(section) for section in of["ndp"])
     for section in of["pool"]:
         pool = draft.pools[section.name] = read_pool(section, main["hold"])
         above = pool.follows.name if pool.follows is not None and pool.follows.kind == "grantor" else ""
@@ -2132,8 +2262,8 @@ def reading(text: str, file: str, files: Files, before: Config | None) -> Steps[
     return Config(file, main["key"], listen, main["leases"], main["control"], main["mark"], main["load"],
                   main["hold"], main["accounting"] or "", main["handlers"] or "", main["rate"],
                   {kind: main[kind] for kind in HANDED if main[kind]},
-                  tuple(draft.pools.values()), draft.agreements, contacts, pins, tuple(draft.skipped),
-                  tuple(draft.unknown))
+                  tuple(draft.pools.values()), draft.agreements, contacts, ndp,
+                  all_needs(sections, main["grantees"] or ""), pins, tuple(draft.skipped), tuple(draft.unknown))
 
 
 def read_config(text: str, file: str) -> Config:
@@ -2359,7 +2489,14 @@ class Rule(NamedTuple):
     table: int
 
 
-Thing = Route | Address | Rule           # what can be installed
+class Neighbour(NamedTuple):
+    """An address for which the kernel answers solicitations on an interface."""
+
+    dev: str
+    address: Prefix
+
+
+Thing = Route | Address | Rule | Neighbour       # what can be installed
 
 
 def thing_key(thing: Thing) -> Key:
@@ -2368,6 +2505,8 @@ def thing_key(thing: Thing) -> Key:
         return ("1 route", thing.table, thing.prefix, str(thing.source or ""))
     if isinstance(thing, Address):
         return ("2 address", thing.dev, thing.address)
+    if isinstance(thing, Neighbour):
+        return ("4 neighbour", thing.dev, thing.address)
     return ("3 rule", thing.version, str(thing.source or ""), thing.table)
 
 
@@ -2385,6 +2524,8 @@ def thing_words(thing: Thing, mark: int) -> str:
     """Its words of `ip`, without verb and lifetimes."""
     if isinstance(thing, Address):
         return f"{thing.address} dev {thing.dev}"
+    if isinstance(thing, Neighbour):
+        return f"proxy {thing.address.host} dev {thing.dev}"
     if isinstance(thing, Rule):
         if thing.source is None:
             return f"pref {mark * 100} lookup main suppress_prefixlength 0"
@@ -2397,23 +2538,40 @@ def thing_words(thing: Thing, mark: int) -> str:
     return f"{kind}{thing.prefix}{where}" + (f" mtu {thing.mtu}" if thing.mtu else "")
 
 
+NOUNS: Final = {Route: "route", Address: "addr", Rule: "rule", Neighbour: "neigh"}
+
+
 def add_line(thing: Thing, mark: int, now: Now) -> str:
     words_ = thing_words(thing, mark)
     if isinstance(thing, Route):
         return f"route replace {words_}"
-    if isinstance(thing, Rule):
-        return f"rule add {words_}"
+    if isinstance(thing, Rule | Neighbour):
+        return f"{NOUNS[type(thing)]} add {words_}"
     return (f"addr replace {words_} valid_lft {lifetime(max(thing.valid_until, now.boot + 1), now)} "
             f"preferred_lft {lifetime(thing.prefers_until, now)}")
 
 
 def delete_lines(thing: Thing, mark: int) -> list[str]:
     """The kernel takes the route to the subnet away only with an address that has no lifetime."""
-    noun = {Route: "route", Address: "addr", Rule: "rule"}[type(thing)]
-    lines = [f"{noun} del {thing_words(thing, mark)}"]
+    lines = [f"{NOUNS[type(thing)]} del {thing_words(thing, mark)}"]
     if isinstance(thing, Address) and thing.address.version == 6:
         lines.insert(0, f"addr change {thing_words(thing, mark)} valid_lft forever preferred_lft forever")
     return lines
+
+
+def made_record(thing: Thing) -> Record:
+    """Of what is no route: those carry their mark in the kernel."""
+    if isinstance(thing, Address | Neighbour):
+        noun = "address" if isinstance(thing, Address) else "neighbour"
+        return {"kind": "made", "what": f"{noun} {thing.address} {thing.dev}"}
+    return {"kind": "made", "what": f"rule{version_of(thing)} {getattr(thing, 'source', None) or 'all'} {thing.table}"}
+
+
+def made_of(record: Record) -> Thing:
+    noun, prefix, where = str(record["what"]).split()
+    if noun in ("address", "neighbour"):
+        return (Address if noun == "address" else Neighbour)(device(where), parse_interface(prefix))
+    return Rule({"rule4": 4, "rule6": 6}[noun], None if prefix == "all" else parse_prefix(prefix), int(where))
 
 
 class Wanted:
@@ -2446,12 +2604,13 @@ def plan(installed: Mapping[Key, Thing], wanted: Mapping[Key, Thing], keys: Iter
 # -- what the kernel says, by netlink ------------------------------------------------
 
 NLMSG: Final = struct.Struct("=IHHII")           # length, type, flags, sequence, port
-RTM: Final = {"link": 16, "address": 20, "route": 24, "rule": 32}
+RTM: Final = {"link": 16, "address": 20, "route": 24, "neighbour": 28, "rule": 32}
 RTM_DELETED, RTM_GET = 1, 2                      # ... from those, that of what has gone, and of a question
 RTA_DST, RTA_SRC, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC = 1, 2, 4, 5, 6, 7
 RTA_METRICS, RTA_TABLE, RTA_VIA = 8, 15, 18
 RTAX_MTU, RTN_UNICAST = 2, 1
-IFA_ADDRESS, IFA_LOCAL, IFLA_IFNAME, IFA_F_DEPRECATED = 1, 2, 3, 0x20
+IFA_ADDRESS, IFA_LOCAL, IFLA_ADDRESS, IFLA_IFNAME, IFA_F_DEPRECATED = 1, 2, 1, 3, 0x20
+NDA_DST, NTF_PROXY, ARPHRD_ETHER = 1, 0x08, 1
 IFF_UP, IFF_POINTOPOINT, IFF_RUNNING, IFF_NOARP = 0x1, 0x10, 0x40, 0x80
 FRA_SRC, FRA_PRIORITY, FRA_TABLE = 2, 6, 15
 
@@ -2490,6 +2649,7 @@ class Links:
     addresses: tuple[tuple[int, Prefix], ...] = ()                # (interface index, address/length)
     flags: dict[int, int] = field(default_factory=dict)           # down and up again loses routes
     fading: frozenset[tuple[int, Prefix]] = frozenset()           # addresses that are deprecated
+    macs: dict[int, bytes] = field(default_factory=dict)          # of what is like Ethernet
 
     def neighbour(self, host: Prefix, index: int) -> bool:
         """Is this address directly connected on that interface, and not our own?"""
@@ -2517,12 +2677,14 @@ class Links:
 
 
 def links_of(replies: Iterable[tuple[int, bytes]]) -> Links:
-    names, flags, addresses, fading = {}, {}, [], []
+    names, flags, addresses, fading, macs = {}, {}, [], [], {}
     for kind, body in replies:
         if kind == RTM["link"]:
-            flags[int.from_bytes(body[4:8], byteorder)] = int.from_bytes(body[8:12], byteorder)
-            name = attributes(body, 16).get(IFLA_IFNAME, b"")[:-1].decode("latin-1")
-            names[int.from_bytes(body[4:8], byteorder)] = name
+            index, found = int.from_bytes(body[4:8], byteorder), attributes(body, 16)
+            flags[index] = int.from_bytes(body[8:12], byteorder)
+            names[index] = found.get(IFLA_IFNAME, b"")[:-1].decode("latin-1")
+            if int.from_bytes(body[2:4], byteorder) == ARPHRD_ETHER:
+                macs[index] = found.get(IFLA_ADDRESS, bytes(6))
         elif kind == RTM["address"] and body[0] in FAMILY.values():
             found = attributes(body, 8)
             packed = found.get(IFA_LOCAL) or found.get(IFA_ADDRESS, b"")
@@ -2530,7 +2692,7 @@ def links_of(replies: Iterable[tuple[int, bytes]]) -> Links:
                 own = Prefix(4 if len(packed) == 4 else 6, int.from_bytes(packed, "big"), body[1])
                 addresses.append((int.from_bytes(body[4:8], byteorder), own))
                 fading += addresses[-1:] if body[2] & IFA_F_DEPRECATED else []
-    return Links(names, tuple(addresses), flags, frozenset(fading))
+    return Links(names, tuple(addresses), flags, frozenset(fading), macs)
 
 
 def reach_in(found: Mapping[int, bytes], names: Mapping[int, str]) -> Reach:
@@ -2565,6 +2727,12 @@ def rule_of(body: bytes, mark: int) -> Rule | None:
         return Rule(version, None, MAIN)
     source = prefix_of(found.get(FRA_SRC, bytes(WIDTH[version] // 8)), body[2])
     return Rule(version, source, number_in(found, FRA_TABLE, body[4]))
+
+
+def neighbour_of(body: bytes, names: Mapping[int, str]) -> Neighbour:
+    """One for which the kernel answers, from RTM_NEWNEIGH."""
+    packed = attributes(body, 12).get(NDA_DST, bytes(16))
+    return Neighbour(names.get(int.from_bytes(body[4:8], byteorder), ""), prefix_of(packed, len(packed) * 8))
 
 
 def gone_of(kind: int, body: bytes, mark: int, names: Mapping[int, str]) -> Thing | None:
@@ -2893,6 +3061,7 @@ class Stock:
         self.leased: dict[Prefix, Lease] = {}                     # all that are on file
         self.lengths: Counter[tuple[int, int]] = Counter()        # ... by family and length
         self.living: Counter[str] = Counter()                     # by pool
+        self.changes = 0                                          # so many there have been
         self.rebuild()
 
     # -- what is fixed ---------------------------------------------------------------
@@ -2926,6 +3095,7 @@ class Stock:
 
     def rebuild(self, but: Prefix | None = None) -> None:
         """From all leases, pins and holes, but one."""
+        self.changes += 1
         everything = sorted([*self.pins.ordered, *self.holes, *self.leased])       # the pins are in order already
         ordered = [prefix for prefix, _ in groupby(everything) if prefix != but]
         self.spaces: dict[str, Space] = {}
@@ -2995,6 +3165,7 @@ class Stock:
         return next((name for name, space in self.spaces.items() if space.pool.holds(prefix)), "")
 
     def add(self, lease: Lease) -> None:
+        self.changes += 1
         self.leased[lease.prefix] = lease
         self.lengths[lease.prefix.shape] += 1
         self.living[self.pool_of(lease.prefix)] += lease.living
@@ -3004,6 +3175,7 @@ class Stock:
     def remove(self, lease: Lease) -> None:
         if self.leased.get(lease.prefix) is not lease:
             return
+        self.changes += 1
         del self.leased[lease.prefix]
         self.lengths[lease.prefix.shape] -= 1
         self.living[self.pool_of(lease.prefix)] -= lease.living
@@ -3014,6 +3186,7 @@ class Stock:
 
     def turn(self, lease: Lease, state: LeaseState) -> None:
         """The only place that changes the state of a lease on file."""
+        self.changes += 1
         self.living[self.pool_of(lease.prefix)] += (state in LIVING) - lease.living
         lease.state = state
 
@@ -3583,6 +3756,7 @@ class Grantor(Decider):
         self.restless: set[bytes] = set()                         # who is to be nudged
         self.reviewing: Iterator[object] = iter(())
         self.reviewed = True
+        self.by_kernel: tuple[str, ...] = ()                      # interfaces on which it answers for addresses
 
     # -- the configuration -----------------------------------------------------------
 
@@ -3782,6 +3956,19 @@ class Grantor(Decider):
             self.wanted.put(Route(lease.prefix, MAIN, lease.reach))
         else:
             self.wanted.take(thing_key(Route(lease.prefix, MAIN)))
+        wanted = self.neighbours(lease)
+        for dev in self.by_kernel:
+            neighbour = Neighbour(dev, lease.prefix)
+            if neighbour in wanted:
+                self.wanted.put(neighbour)
+            else:
+                self.wanted.take(thing_key(neighbour))
+
+    def neighbours(self, lease: Lease) -> list[Neighbour]:
+        """For which the kernel is to answer, if that is a single address, and not one of the same link."""
+        dev_of = lease.reach.dev if lease.reach is not None else ""
+        return [Neighbour(dev, lease.prefix) for dev in self.by_kernel
+                if lease.living and lease.prefix.shape == (6, 128) and dev != dev_of]
 
     def reach(self, peer: Peer, version: int, ask: Ask, path: Path) -> tuple[Reach | None, str]:
         """How what this peer is granted is reached, or None and why."""
@@ -4857,6 +5044,394 @@ def fitted(answer: Answer, plain: bytes, room: int, overhead: int) -> bytes:
     raise Drop("ask too short for any answer")
 
 
+# ==== NEIGHBOURS ===================================================== pure ====
+#
+# Solicitations for addresses that are others', answered in their stead (RFC 4861 7.2.8):
+#
+#     Ethernet 14 | IPv6 40 | type code checksum flags target 24 | options, 8 each
+#
+# Frames in, frames out.  What the frame alone does not tell comes back as a question: which way
+# a route leads (Seek), whether a neighbour inside answers (Probe).
+
+SOLICITATION, ADVERTISEMENT = 135, 136   # ICMPv6 types
+ICMPV6: Final = 58
+SOURCE_MAC, TARGET_MAC = 1, 2            # options: link-layer addresses
+ROUTER, SOLICITED = 0x80, 0x40           # flags of an advertisement; a proxy never says "override"
+NO_ADDRESS: Final = bytes(16)
+ALL_NODES: Final = inet_pton(AF_INET6, "ff02::1")
+SOLICITED_NODE: Final = inet_pton(AF_INET6, "ff02::1:ff00:0")[:13]
+FRAME: Final = struct.Struct(">6s6sHIHBB16s16sBBHI16s")           # up to the end of the target
+SKIPPED: Final = ((0, 60), (60,))        # extension headers: options hop by hop, then for the destination
+number = int.from_bytes                  # big-endian, as all that the network says
+
+
+class Heard(NamedTuple):
+    """A solicitation or an advertisement that is as it has to be (RFC 4861 7.1)."""
+
+    mac: bytes                           # whose it is: by its option, or that of the frame
+    source: bytes
+    destination: bytes
+    target: bytes
+
+    @property
+    def is_probe(self) -> bool:
+        """For a duplicate of an address (RFC 4862 5.4)."""
+        return self.source == NO_ADDRESS
+
+
+def stripped(frame: bytes) -> bytes:
+    """Without extension headers.  A fragment is not read (RFC 6980), nor an option that asks to be dropped."""
+    header, at = frame[20], 54
+    for skipped in SKIPPED:
+        if header not in skipped or len(frame) < at + 8:
+            break
+        end, option = at + 8 + 8 * frame[at + 1], at + 2
+        while option < end <= len(frame):
+            kind = frame[option]
+            if kind > 0x3F:
+                raise Drop("extension header")
+            option += 1 if kind == 0 else 2 + frame[option + 1] if option + 1 < end else end
+        if option != end:
+            raise Drop("extension header")
+        header, at = frame[at], end
+    left = number(frame[18:20]) - (at - 54)
+    if header != ICMPV6 or left < 0:
+        raise Drop("extension header")
+    return frame[:18] + left.to_bytes(2, "big") + bytes((header,)) + frame[21:54] + frame[at:]
+
+
+def options_in(frame: bytes, at: int, end: int, meant: int) -> bytes:
+    """What the option that is meant says, or nothing."""
+    link = b""
+    while at < end:
+        size = 8 * frame[at + 1]
+        if size == 0 or at + size > end:
+            raise Drop("options")
+        if frame[at] == meant:
+            link = frame[at + 2 : at + size]
+        at += size
+    return link
+
+
+def read_neighbour(frame: bytes, meant: int, option: int) -> Heard:
+    """What every solicitation and advertisement has to fulfil; Drop says what it does not."""
+    if len(frame) > 54 and frame[20] != ICMPV6:
+        frame = stripped(frame)
+    if len(frame) < FRAME.size:
+        raise Drop("short")
+    _, mac, ethertype, head, length, _, hops, source, destination, kind, code, _, _, target = FRAME.unpack_from(frame)
+    if ethertype != 0x86DD or head >> 28 != 6 or kind != meant:
+        raise Drop("another kind")
+    if hops != 255 or code or target[0] == 0xFF:
+        raise Drop("hop limit" if hops != 255 else "code" if code else "multicast target")
+    end = 54 + length
+    if length < 24 or length & 7 or end > len(frame):
+        raise Drop("length")
+    # Of one's complement: a number is congruent to the sum of its words.
+    if (number(frame[22:end]) + length + ICMPV6) % 0xFFFF:
+        raise Drop("checksum")
+    link = options_in(frame, FRAME.size, end, option)
+    mac = link if len(link) == 6 else mac
+    if source[0] == 0xFF or mac[0] & 1 or (link and source == NO_ADDRESS):
+        raise Drop("source")
+    return Heard(mac, source, destination, target)
+
+
+def read_solicitation(frame: bytes) -> Heard:
+    heard = read_neighbour(frame, SOLICITATION, SOURCE_MAC)
+    group = heard.destination[:13] == SOLICITED_NODE and heard.destination[13:] == heard.target[13:]
+    others = ALL_NODES if heard.source != NO_ADDRESS else b""     # a probe goes to the group only
+    if not group and (heard.destination[0] == 0xFF or not others) and heard.destination != others:
+        raise Drop("destination")
+    return heard
+
+
+def read_advertisement(frame: bytes) -> Heard:
+    """Of a neighbour that was asked."""
+    heard = read_neighbour(frame, ADVERTISEMENT, TARGET_MAC)
+    if heard.source == NO_ADDRESS:
+        raise Drop("source")
+    return heard
+
+
+class Place(NamedTuple):
+    """An interface as it is now."""
+
+    dev: str
+    scope: int                           # its index
+    mac: bytes
+    addresses: tuple[bytes, ...]         # link-local first
+    own: frozenset[bytes]                # those of all interfaces
+
+
+def place_on(dev: str, links: Links) -> Place | None:
+    """None while there is no such interface, or it is down, or not like Ethernet."""
+    index = next((index for index, name in links.names.items() if name == dev), 0)
+    if not links.flags.get(index, 0) & IFF_UP or index not in links.macs:
+        return None
+    found = [(at, own.packed) for at, own in links.addresses if own.version == 6]
+    mine = sorted((packed for at, packed in found if at == index), key=lambda packed: packed[0] != 0xFE)
+    return Place(dev, index, links.macs[index], tuple(mine), frozenset(packed for _, packed in found))
+
+
+def sealed_frame(macs: bytes, source: bytes, destination: bytes, kind: bytes, rest: bytes) -> bytes:
+    """With its checksum.  kind: type and code; rest: what follows the checksum."""
+    length = 4 + len(rest)
+    total = (length + ICMPV6 + number(source + destination + kind + rest)) % 0xFFFF
+    return b"".join((macs, b"\x86\xdd\x60\0\0\0\0", bytes((length,)), b"\x3a\xff", source, destination, kind,
+                     (0xFFFF - total).to_bytes(2, "big"), rest))
+
+
+def solicit(place: Place, target: bytes) -> bytes:
+    """The question for a neighbour inside."""
+    to, group = b"\x33\x33\xff" + target[13:], SOLICITED_NODE + target[13:]
+    if not place.addresses:                                       # without a source no option may be there
+        return sealed_frame(to + place.mac, NO_ADDRESS, group, b"\x87\0", bytes(4) + target)
+    return sealed_frame(to + place.mac, place.addresses[0], group, b"\x87\0", bytes(4) + target + b"\1\1" + place.mac)
+
+
+class Seek(NamedTuple):
+    """Where does a packet for this target go, that comes in here?"""
+
+    heard: Heard
+
+
+class Probe(NamedTuple):
+    """Ask for this target inside."""
+
+    dev: str
+    target: bytes
+
+
+class Wire(NamedTuple):
+    """A route to a neighbour inside; dev empty: no longer."""
+
+    target: bytes
+    dev: str
+
+
+@dataclass
+class Waiting:
+    """Who wants to know whether a neighbour inside answers."""
+
+    until: float
+    askers: list[Heard]
+
+
+def wired_route(target: bytes, dev: str) -> Route:
+    return Route(prefix_of(target, 128), MAIN, Reach("", dev))
+
+
+@dataclass
+class Wired:
+    dev: str
+    until: float                         # when it is looked after, or taken away ...
+    asked: int = 0                       # ... as it was asked so often, and is silent
+
+
+class Proxy:
+    """What is answered on one interface."""
+
+    def __init__(self, ndp: Ndp, stock: Stock) -> None:
+        self.ndp, self.stock = ndp, stock
+        self.place: Place | None = None
+        self.mac, self.addresses = bytes(6), tuple[bytes, ...]()  # ... and of that, what each answer needs
+        self.flags = ROUTER * ndp.router
+        self.rules = [(-rule.prefix.size, rule.prefix.first, rule) for rule in ndp.rules]
+        self.answers: dict[bytes, bytes] = {}                     # to frames that may come again
+        self.masks: list[tuple[int, int]] = []                    # and lengths, of leases, the longest first
+        self.waiting: dict[bytes, Waiting] = {}
+        self.known: dict[bytes, float] = {}                       # inside, and until when that is believed
+        self.wired: dict[bytes, Wired] = {}
+        self.counts: Counter[str] = Counter()
+        self.last: dict[str, tuple[float, bytes]] = {}            # the last frame of each fate, and when
+        self.full_at = -inf                                       # when the bucket of probes is full again
+
+    def settle(self, place: Place | None) -> None:
+        """Leases, routes or the interface may have changed: nothing that was decided stands."""
+        self.place = place
+        if place is not None:
+            self.mac, self.addresses = place.mac, place.addresses
+        self.answers.clear()
+        self.masks = [(-1 << 128 - length, length) for version, length in sorted(self.stock.lengths, reverse=True)
+                      if version == 6 and self.stock.lengths[version, length]]
+
+    def count(self, fate: str, frame: bytes, now: float, times: int = 1) -> None:
+        self.counts[fate] += times
+        self.last[fate] = now, frame
+
+    # -- what is asked, and whether it is ours to answer --------------------------------
+
+    def hear(self, frame: bytes, now: float) -> bytes | Seek | Probe | None:
+        """The advertisement to send back, or what has to be found out first."""
+        heard = read_solicitation(frame)
+        rule = self.rule_of(heard, number(heard.target))
+        if rule is None:
+            return self.kept(frame, heard)
+        if rule.kind == "auto":
+            return Seek(heard)
+        if rule.kind == "iface":
+            return self.look_inside(heard, rule.dev, now)
+        raise Drop("excluded")
+
+    def kept(self, frame: bytes, heard: Heard) -> bytes:
+        """The answer, ready for when that frame comes again."""
+        if len(self.answers) >= MAX_ANSWERS:
+            self.answers.clear()
+        answer = self.answers[frame] = self.advertise(heard)
+        return answer
+
+    def led(self, frame: bytes, heard: Heard, index: int) -> bytes:
+        """The answer to a Seek.  index: of the interface by which a packet would leave, 0 if by none."""
+        if index == 0 or self.place is None:
+            raise Drop("no route")
+        if index == self.place.scope:
+            raise Drop("route leads back")
+        return self.kept(frame, heard)
+
+    def rule_of(self, heard: Heard, target: int) -> Proxied | None:
+        """The rule that has to be asked; None: it is to be answered."""
+        own, ndp = self.place.own if self.place else (), self.ndp
+        if heard.target in own:
+            raise Drop("own address")
+        if heard.destination[0] != 0xFF and heard.destination != heard.target and heard.destination not in own:
+            raise Drop("destination")
+        if ndp.allow or ndp.deny:
+            self.permit(Prefix(6, target, 128))
+        rule, lease = self.rule_at(target), self.lease_of(target) if ndp.leased else None
+        if lease is not None and (rule is None or rule.prefix.length < lease.prefix.length + (rule.kind != "never")):
+            self.permit_lease(lease, heard)
+            return None
+        if rule is None:
+            raise Drop("nobody's")
+        if self.ndp.by_kernel and rule.kind == "static" and rule.prefix.is_address:
+            raise Drop("the kernel's")
+        return None if rule.kind == "static" else rule
+
+    def rule_at(self, target: int) -> Proxied | None:
+        """The one of the longest prefix."""
+        for mask, first, rule in self.rules:
+            if target & mask == first:
+                return rule
+        return None
+
+    def lease_of(self, target: int) -> Lease | None:
+        leased_: Any = self.stock.leased                          # a Prefix is a tuple, and slower to make
+        for mask, length in self.masks:
+            lease: Lease | None = leased_.get((6, target & mask, length))
+            if lease is not None and lease.living:
+                return lease
+        return None
+
+    def permit(self, target: Prefix) -> None:
+        if any(prefix.holds(target) for prefix in self.ndp.deny):
+            raise Drop("denied")
+        if self.ndp.allow and not any(prefix.holds(target) for prefix in self.ndp.allow):
+            raise Drop("not allowed")
+
+    def permit_lease(self, lease: Lease, heard: Heard) -> None:
+        """Who has it on this very link answers for itself, and is not to be kept from its own address."""
+        if lease.reach is not None and lease.reach.dev == self.ndp.dev and (heard.is_probe or not lease.reach.via):
+            raise Drop("on this link")
+        if self.ndp.by_kernel and lease.prefix.is_address:
+            raise Drop("the kernel's")
+
+    # -- the answer -------------------------------------------------------------------
+
+    def source_for(self, heard: Heard) -> bytes:
+        """An address of this interface.  To a global one the answer may come from such a one, too."""
+        if self.ndp.source == "target" or not self.addresses:
+            return heard.target
+        if self.ndp.source == "interface" and heard.source[0] not in (0, 0xFE):
+            return self.addresses[-1]
+        return self.addresses[0]
+
+    def advertise(self, heard: Heard) -> bytes:
+        flags, to, destination = self.flags | SOLICITED, heard.mac, heard.source
+        if destination == NO_ADDRESS:
+            flags, to, destination = self.flags, b"\x33\x33\0\0\0\1", ALL_NODES
+        rest = b"".join((bytes((flags, 0, 0, 0)), heard.target, b"\2\1", self.mac))
+        return sealed_frame(to + self.mac, self.source_for(heard), destination, b"\x88\0", rest)
+
+    # -- neighbours inside ------------------------------------------------------------
+
+    def look_inside(self, heard: Heard, dev: str, now: float) -> bytes | Probe | None:
+        """Answer at once for who has answered just now; else ask.  A scan of all addresses costs others little."""
+        if self.known.get(heard.target, -inf) > now:
+            return self.advertise(heard)
+        for target in [target for target, waiting in islice(self.waiting.items(), 8) if waiting.until <= now]:
+            del self.waiting[target]
+        waiting = self.waiting.get(heard.target)
+        if waiting is not None and waiting.until > now:
+            if heard not in waiting.askers and len(waiting.askers) < MAX_ASKERS:
+                waiting.askers.append(heard)
+            return None
+        if self.full_at - now > 1.0:
+            raise Drop("too many")
+        self.full_at = max(self.full_at, now) + 1 / PROBES_A_S
+        if len(self.waiting) >= MAX_PROBES:
+            del self.waiting[next(iter(self.waiting))]
+        self.waiting.pop(heard.target, None)                      # to stand behind all others
+        self.waiting[heard.target] = Waiting(now + PROBE_S, [heard])
+        if heard.target in self.wired and not self.wired[heard.target].asked:
+            self.wired[heard.target] = Wired(dev, now + PROBE_S, asked=1)
+        return Probe(dev, heard.target)
+
+    def answered_inside(self, frame: bytes, dev: str, now: float) -> tuple[list[bytes], Wire | None]:
+        """What an advertisement from inside makes us say."""
+        heard = read_advertisement(frame)
+        waiting, wired = self.waiting.pop(heard.target, None), self.wired.get(heard.target)
+        if waiting is None and wired is None:
+            raise Drop("not asked")
+        if self.known.pop(heard.target, None) is None and len(self.known) >= MAX_INSIDE:
+            del self.known[next(iter(self.known))]
+        self.known[heard.target] = now + self.ndp.ttl_s
+        wire = None
+        if self.ndp.autowire and (wired is not None or len(self.wired) < MAX_INSIDE):
+            self.wired[heard.target] = Wired(dev, now + WIRED_S)
+            wire = Wire(heard.target, dev)
+        return [self.advertise(asker) for asker in (waiting.askers if waiting and self.place else ())], wire
+
+    @property
+    def deadline(self) -> float:
+        return min((wired.until for wired in self.wired.values()), default=inf)
+
+    def woke(self, now: float) -> list[Probe | Wire]:
+        """Who is wired is asked now and then, and forgotten if it is silent."""
+        out: list[Probe | Wire] = []
+        for target, wired in list(self.wired.items()):
+            if wired.until <= now and wired.asked >= PROBES:
+                del self.wired[target]
+                self.known.pop(target, None)
+                out.append(Wire(target, ""))
+            elif wired.until <= now:
+                self.wired[target] = Wired(wired.dev, now + PROBE_S, wired.asked + 1)
+                out.append(Probe(wired.dev, target))
+        return out
+
+    def adopt(self, routes: Iterable[Route], now: float) -> list[Wire]:
+        """What an earlier run has wired: asked at once."""
+        devs = {rule.dev for rule in self.ndp.rules if rule.dev} if self.ndp.autowire else set()
+        for route in routes:
+            if route.reach.dev in devs and not route.reach.via and route.prefix.shape == (6, 128) \
+                    and any(rule.dev == route.reach.dev and rule.prefix.holds(route.prefix) for rule in self.ndp.rules):
+                self.wired.setdefault(route.prefix.packed, Wired(route.reach.dev, now))
+        return [Wire(target, wired.dev) for target, wired in self.wired.items()]
+
+    def plausible(self, most: int) -> list[Prefix] | None:
+        """What is worth being heard, for the kernel's filter; None: anything."""
+        stock, found = self.stock, [rule.prefix for rule in self.ndp.rules if rule.kind != "never"]
+        if self.ndp.leased:
+            few = list(islice(stock.leased.items(), 4 * most + 1))
+            alive = [prefix for prefix, lease in few if lease.living and prefix.version == 6]
+            if len(few) > 4 * most or len(alive) > most:
+                if stock.living[""]:
+                    return None                                   # there are some outside of all pools
+                alive = [pool.prefix for pool in stock.pools if pool.prefix.version == 6]
+            found += alive
+        return sorted(set(found)) if len(found) <= 2 * most else None
+
+
 # ==== NODE =========================================================== pure ====
 #
 # Both roles, their sessions and their leases behind four verbs: `received` a
@@ -4873,20 +5448,6 @@ def ula_of(secret: bytes, pool: str) -> Prefix:
     """A /48 of RFC 4193.  Drawn from our key, so it is kept as long as that is, and twins have the same."""
     drawn = digest(b"ddpd ula" + secret + pool.encode())[:5]
     return Prefix(6, 0xFD << 120 | int.from_bytes(drawn, "big") << 80, 48)
-
-
-def made_record(thing: Thing) -> Record:
-    """Of an address or a rule: routes carry their mark in the kernel."""
-    if isinstance(thing, Address):
-        return {"kind": "made", "what": f"address {thing.address} {thing.dev}"}
-    return {"kind": "made", "what": f"rule{version_of(thing)} {getattr(thing, 'source', None) or 'all'} {thing.table}"}
-
-
-def made_of(record: Record) -> Thing:
-    noun, prefix, where = str(record["what"]).split()
-    if noun == "address":
-        return Address(device(where), parse_interface(prefix))
-    return Rule({"rule4": 4, "rule6": 6}[noun], None if prefix == "all" else parse_prefix(prefix), int(where))
 
 
 class LastRun(NamedTuple):
@@ -4941,8 +5502,10 @@ class Node:
         self.outdated: list[Key] = []                             # in the lease file, and no longer true
         self.secret = secret
         self.lent: set[Prefix] = set()                            # what pools have had of the grantors above
+        self.proxies: dict[str, Proxy] = {}                       # by interface
         self.add_grantees(config)
         self.settle_pools(Now(0.0, 0.0), anew=True)
+        self.add_proxies(config)
 
     def add_grantees(self, config: Config) -> None:
         for index, contact in enumerate(config.contacts):
@@ -4954,6 +5517,39 @@ class Node:
                 grantee.reaches = {}
             grantee.contact, grantee.table = contact, table_of(config.mark, index)
             grantee.reaches = self.default_of(grantee)
+
+    def add_proxies(self, config: Config) -> None:
+        """What goes on unchanged keeps what it knows."""
+        old = self.proxies
+        self.proxies = {ndp.dev: old[ndp.dev] if ndp.dev in old and old[ndp.dev].ndp == ndp
+                        else Proxy(ndp, self.grantor.stock) for ndp in config.ndp}
+        self.place_proxies()
+        self.grantor.by_kernel = tuple(ndp.dev for ndp in config.ndp if ndp.leased and ndp.by_kernel)
+        kept: list[Thing] = [Neighbour(ndp.dev, rule.prefix) for ndp in config.ndp if ndp.by_kernel
+                             for rule in ndp.rules if rule.kind == "static" and rule.prefix.is_address]
+        kept += [wired_route(target, wired.dev) for proxy in self.proxies.values()
+                 for target, wired in proxy.wired.items()]
+        if self.grantor.by_kernel:
+            kept += [thing for lease in self.grantor.stock.leased.values() for thing in self.grantor.neighbours(lease)]
+        things = {thing_key(thing): thing for thing in kept}
+        lost = {key for key, thing in self.wanted.things.items() if isinstance(thing, Neighbour)}
+        lost |= {thing_key(wired_route(target, wired.dev)) for proxy in old.values()
+                 for target, wired in proxy.wired.items()}
+        for key in lost - things.keys():
+            self.wanted.take(key)
+        for thing in things.values():
+            self.wanted.put(thing)
+
+    def place_proxies(self) -> None:
+        for dev, proxy in self.proxies.items():
+            proxy.settle(place_on(dev, self.links))
+
+    def wire(self, wire: Wire) -> None:
+        route = wired_route(wire.target, wire.dev)
+        if wire.dev:
+            self.wanted.put(route)
+        else:
+            self.wanted.take(thing_key(route))
 
     # -- pools that move -------------------------------------------------------------
 
@@ -5027,6 +5623,7 @@ class Node:
     def linked(self, links: Links, now: Now) -> list[Effect]:
         """The interfaces, or their addresses, are not what they were."""
         self.links = self.grantor.links = links
+        self.place_proxies()
         return self.follow(now)
 
     def routed(self, ways: Mapping[str, Way | None], gateways: tuple[Gateway, ...], stirred: bool, now: Now,
@@ -5057,7 +5654,10 @@ class Node:
 
     def adopt(self, installed: Iterable[Thing]) -> None:
         """A restart is no outage: the default routes that are there stay until the way is known."""
-        routes = [thing for thing in installed if isinstance(thing, Route) and thing.prefix.length == 0]
+        found = [thing for thing in installed if isinstance(thing, Route)]
+        routes = [route for route in found if route.prefix.length == 0]
+        for wire in [wire for proxy in self.proxies.values() for wire in proxy.adopt(found, -inf)]:
+            self.wire(wire)
         for grantee in self.grantees.values():
             if grantee.contact.follows_way:
                 mine = [route for route in routes if route.table == grantee.table]
@@ -5350,6 +5950,7 @@ class Node:
         effects += self.rank()
         self.want_grantees()
         effects += self.settle_pools(now, anew=True)
+        self.add_proxies(config)
         self.grantor.go_on()
         return [*effects, Install(), *self.nudge(now)]
 
@@ -5425,6 +6026,7 @@ class Node:
         self.want_grantees()
         self.lent = {held.prefix for grantee in self.grantees.values() for held in grantee.held}
         self.numbered += self.settle_pools(now, anew=True)
+        self.add_proxies(self.config)
         return [*self.numbered, Install(), *(Hook(name, "started") for name in self.grantees)]
 
 
@@ -5493,6 +6095,33 @@ def pool_row(node: Node, pool: Pool) -> dict[str, Any]:
     return {**row, "share": f"{pool.share[0]}/{pool.share[1]}"} if pool.has_twins else row
 
 
+OUTCOMES: Final = ("answered", "asked inside")                    # the other fates of what was heard are reasons
+
+
+def proxy_row(proxy: Proxy) -> dict[str, Any]:
+    counts, state = proxy.counts, "listens" if proxy.place else "waits for the interface"
+    rules = ["leased"] * proxy.ndp.leased + [str(rule) for rule in proxy.ndp.rules]
+    return {"interface": proxy.ndp.dev, "state": state, "proxied": rules, "heard": counts.total(),
+            "answered": counts["answered"], "asked_inside": counts["asked inside"],
+            "ignored": {fate: count for fate, count in sorted(counts.items()) if fate not in OUTCOMES},
+            "known_inside": len(proxy.known), "wired": len(proxy.wired)}
+
+
+def frame_shown(frame: bytes) -> dict[str, str]:
+    """As far as it can be read."""
+    if len(frame) < FRAME.size or frame[20] != ICMPV6:
+        return {}
+    return {"target": inet_ntop(AF_INET6, frame[62:78]), "from": inet_ntop(AF_INET6, frame[22:38]),
+            "to": inet_ntop(AF_INET6, frame[38:54])}
+
+
+def proxy_shown(proxy: Proxy, now: Now) -> dict[str, Any]:
+    """The looking glass of an interface: the last frame of each fate."""
+    last = [{"fate": fate, "ago": int(now.boot - at), **frame_shown(frame), "frame": frame.hex()}
+            for fate, (at, frame) in sorted(proxy.last.items(), key=lambda row: -row[1][0])]
+    return {**proxy_row(proxy), "last": last}
+
+
 def status_of(node: Node, now: Now, most: int) -> dict[str, Any]:
     """The object that `status --json` prints, with at most so many leases."""
     grantor = node.grantor
@@ -5506,6 +6135,7 @@ def status_of(node: Node, now: Now, most: int) -> dict[str, Any]:
         "granted_in_all": sum(grantor.stock.living.values()),
         "held": [row for grantee in node.grantees.values() for row in held_rows(grantee, now)],
         "grantors": [grantor_row(grantee) for grantee in node.grantees.values()],
+        "ndp": [proxy_row(proxy) for proxy in node.proxies.values()],
         "grantees": len(node.config.agreements),
         "skipped": len(node.config.skipped),
         "sessions": len(node.responder.sessions),
@@ -5567,6 +6197,8 @@ def show_of(node: Node, what: str, now: Now) -> dict[str, Any]:
                 "answers": grantee.answers, "status": grantee.status, "options": options_shown(grantee.options),
                 "next_in": seconds(grantee.timer - now.boot), "held": held_rows(grantee, now)}
     peer = peer_named(node, what)
+    if peer is None and what in node.proxies:
+        return proxy_shown(node.proxies[what], now)
     if peer is None:
         raise ValueError(f"no peer named '{what}'")
     glass = peer.glass
@@ -5663,6 +6295,9 @@ def status_text(said: Mapping[str, Any], colours: bool) -> str:
         [g["name"], g["state"], g["at"], g["interface"], "" if g["trip_ms"] is None else f"{g['trip_ms']} ms",
          ", ".join(g["default"]), "; ".join(f"slot {r['slot']}: {r['reason']} ({r['text']})" for r in g["refused"])]
         for g in said["grantors"]])
+    lines += table("ndp", [["", "state", "proxied", "heard", "answered", "ignored"]] + [
+        [p["interface"], p["state"], "; ".join(p["proxied"]), str(p["heard"]), str(p["answered"]),
+         ", ".join(f"{count} {reason}" for reason, count in p["ignored"].items())] for p in said["ndp"]])
     lines += table("counter", [["", "count"]] + [[name, str(count)] for name, count in said["counters"].items()])
     return "\n".join(lines)
 
@@ -5698,6 +6333,7 @@ METRICS: Final = (                       # name, type, help; `NAME REASON` count
     ("drops_total",           "counter", "Datagrams dropped, by reason."),
     ("refusals_total",        "counter", "Slots refused, by reason."),
     ("failures_total",        "counter", "What else went wrong, by kind."),
+    ("solicitations_total",   "counter", "Neighbour solicitations heard, by interface and fate."),
     ("leases",                "gauge",   "Leases given, by pool."),
     ("pool_free_ratio",       "gauge",   "Part of a pool that is free."),
     ("held_leases",           "gauge",   "Leases held, by grantor."),
@@ -5723,6 +6359,10 @@ def samples(said: Mapping[str, Any]) -> Iterator[tuple[str, str, float]]:
         head, _, rest = name.replace("_", " ", 1).partition(" ")
         metric, label = COUNTED.get(head, ("failures_total", "kind"))
         yield metric, labelled(label, rest if head in COUNTED else name), count
+    for proxy in said["ndp"]:
+        fates = {"answered": proxy["answered"], "asked inside": proxy["asked_inside"], **proxy["ignored"]}
+        for fate, count in fates.items():
+            yield "solicitations_total", f"{labelled('interface', proxy['interface'])},{labelled('fate', fate)}", count
     for pool in said["pools"]:
         yield "leases", labelled("pool", pool["name"]), pool["leases"]
         yield "pool_free_ratio", labelled("pool", pool["name"]), pool["free_fraction"]
@@ -5984,6 +6624,10 @@ class Log:
 log = Log()
 
 
+def fileno(sock: Any) -> int:
+    return sock if isinstance(sock, int) else int(sock.fileno())
+
+
 def clock_now() -> Now:
     return Now(time.clock_gettime(time.CLOCK_BOOTTIME), time.time())
 
@@ -5996,17 +6640,64 @@ def boot_id() -> str:
         return ""
 
 
+def read_file(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def sysctl(name: str) -> int | None:
+    """Of net.ipv6; None if there is none."""
+    try:
+        return int(read_file(f"/proc/sys/net/ipv6/{name}"))
+    except (OSError, ValueError):
+        return None
+
+
+def has_default(dev: str) -> bool:
+    """A default route of IPv6 by this interface."""
+    try:
+        with open("/proc/net/ipv6_route") as routes:
+            return any(line.startswith(f"{0:032x} 00 ") and line.split()[-1] == dev for line in routes)
+    except OSError:
+        return True
+
+
+def hindrances(config: Config) -> Iterator[str]:
+    """What in this system keeps what is proxied from being reached."""
+    if config.ndp and sysctl("conf/all/forwarding") == 0:
+        yield "net.ipv6.conf.all.forwarding = 0: nothing is passed on to what is proxied (sysctl -w ...=1)"
+    for ndp in config.ndp:
+        if sysctl("conf/all/forwarding") and sysctl(f"conf/{ndp.dev}/accept_ra") == 1 and not has_default(ndp.dev):
+            yield (f"net.ipv6.conf.{ndp.dev}.accept_ra = 1: with forwarding on, no router advertisement is heard "
+                   "there, and there is no default route (2, if it comes from them)")
+        if os.path.exists(f"/sys/class/net/{ndp.dev}/brport"):
+            yield f"{ndp.dev} is a port of a bridge, so nothing is heard there ([ndp] wants the bridge)"
+        if ndp.by_kernel and sysctl(f"conf/{ndp.dev}/proxy_ndp") == 0:
+            yield f"net.ipv6.conf.{ndp.dev}.proxy_ndp = 0: `method = kernel` needs 1, else nobody answers"
+        if ndp.by_kernel and sysctl(f"neigh/{ndp.dev}/proxy_delay"):
+            yield f"net.ipv6.neigh.{ndp.dev}.proxy_delay is not 0: the kernel waits before it answers"
+
+
+CAPABILITIES: Final = {"CAP_NET_BIND_SERVICE": 10, "CAP_NET_ADMIN": 12, "CAP_NET_RAW": 13}
+
+
+def lacking(config: Config) -> Iterator[str]:
+    """The capabilities that the configuration needs, and this process does not have."""
+    try:
+        [have] = [int(line.split()[1], 16) for line in read_file("/proc/self/status").splitlines()
+                  if line.startswith(b"CapEff:")]
+    except (OSError, ValueError):
+        return
+    yield from (f"no {need.capability}, which {config.file} {need.where} needs" for need in config.needs
+                if not have >> CAPABILITIES[need.capability] & 1)
+
+
 class Fatal(Exception):  # noqa: N818 - the end, with a reason for a person
     """The daemon, or the command, cannot go on."""
 
 
 class Silent(Fatal):
     """The daemon does not answer a command, or not to the end."""
-
-
-def read_file(path: str) -> bytes:
-    with open(path, "rb") as file:
-        return file.read()
 
 
 def read_text(path: str) -> str:
@@ -6434,14 +7125,18 @@ def all_but_routes_of_others(mark: int) -> list[Instruction]:
             (LOAD, 0, 0, NLMSG.size + 5), (IS, 1, 0, mark), (TAKE, 0, 0, 0), (TAKE, 0, 0, 0xFFFF)]
 
 
+def attach_filter(sock: socket.socket, program: list[Instruction]) -> None:
+    code = ffi.new("char[]", b"".join(struct.pack("=HBBI", *row) for row in program))
+    sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER,
+                    struct.pack("HP", len(program), int(ffi.cast("uintptr_t", code))))
+
+
 def netlink_socket(groups: int, program: list[Instruction]) -> socket.socket:
     """One that hears of changes.  Where the kernel takes no program, more is heard, and left alone."""
     sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK,
                          socket.NETLINK_ROUTE)
-    code = ffi.new("char[]", b"".join(struct.pack("=HBBI", *row) for row in program))
     try:
-        sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER,
-                        struct.pack("HP", len(program), int(ffi.cast("uintptr_t", code))))
+        attach_filter(sock, program)
     except OSError as why:
         log.debug("no filter why=\"%s\"", why)
     sock.bind((0, groups))
@@ -6521,6 +7216,8 @@ class Kernel:
         rules = {rule_of(body, self.mark) for _, body in self.dump("rule")}
         found += [thing for thing in made.values() if isinstance(thing, Rule) and thing in rules]
         before = self.installed
+        there_too = self.neighbours() if any(isinstance(thing, Neighbour) for thing in made.values()) else set()
+        found += [thing for thing in made.values() if thing in there_too]
         self.installed = {thing_key(thing): thing for thing in found if thing is not None}
         there = self.addresses()
         for key, thing in made.items():
@@ -6538,6 +7235,12 @@ class Kernel:
         for key in gone:
             del self.installed[key]
         return gone
+
+    def neighbours(self) -> set[Neighbour]:
+        """For which the kernel answers, whoever has said so."""
+        body = bytes((AF_INET6, 0, 0, 0)) + bytes(6) + bytes((NTF_PROXY, 0))
+        return {neighbour_of(reply, self.links.names)
+                for _, reply in self.exchange(RTM["neighbour"] + RTM_GET, NLM_F_DUMP, body)}
 
     def addresses(self) -> set[Key]:
         return {place_of(self.links.names.get(index, ""), own) for index, own in self.links.addresses}
@@ -6824,6 +7527,266 @@ class Talker:
             self.network.resolver.look_up(effect.grantor, effect.host)
 
 
+# ==== PACKETS ========================================================= I/O ====
+#
+# One packet socket an interface.  A raw ICMPv6 socket never hears what is asked of others; an answer
+# sent by one would make the kernel ask for whoever asked.  So frames come in and go out here.
+
+ETH_P_IPV6: Final = 0x86DD
+SOL_PACKET, PACKET_ADD_MEMBERSHIP, PACKET_MR_ALLMULTI, PACKET_IGNORE_OUTGOING = 263, 1, 2, 23
+SO_RCVBUFFORCE: Final = 33
+LOAD_AT_X, LOAD_WORD_AT_X, SET_X, INTO_X, AND, ADD, SHIFT, MORE = 0x50, 0x40, 0x01, 0x07, 0x54, 0x04, 0x64, 0x25
+PACKET_KIND: Final = 0xFFFFF004          # to us, to all, to a group; else to somebody else (as with a foreign VLAN)
+RTMGRP_ROUTE6: Final = 0x400 | 1 << 18   # and rules
+RTA_IIF: Final = 3
+
+
+def prefix_test(prefix: Prefix) -> list[Instruction]:
+    """Taken, if the target is in this prefix; else what comes after is tried."""
+    tests: list[list[Instruction]] = []
+    for n in range(0, prefix.length, 32):
+        bits = min(32, prefix.length - n)
+        mask = -1 << 32 - bits & 0xFFFFFFFF
+        value = prefix.first >> 96 - n & mask
+        load = (LOAD_WORD_AT_X, 0, 0, 62 + n // 8)
+        tests.append([load, (IS, 0, 0, value)] if bits == 32 else [load, (AND, 0, 0, mask), (IS, 0, 0, value)])
+    left, program = sum(map(len, tests)), list[Instruction]()
+    for test in tests:
+        left -= len(test)
+        program += [*test[:-1], (IS, 0, left + 1, test[-1][3])]
+    return [*program, (TAKE, 0, 0, 0xFFFF)]
+
+
+def neighbour_program(kind: int, prefixes: Iterable[Prefix] | None) -> list[Instruction]:
+    """Only what is of this ICMPv6 type, sent to us or to a group, for a target in one of these, wakes us."""
+    drop: Instruction = (TAKE, 0, 0, 0)
+    head: list[Instruction] = [
+        (0x20, 0, 0, PACKET_KIND), (MORE, 0, 1, 2), drop,
+        (SET_X, 0, 0, 0), (LOAD, 0, 0, 20), (IS, 10, 0, ICMPV6), (IS, 2, 0, 0), (IS, 1, 0, 60), drop,
+        (LOAD, 0, 0, 54), (IS, 1, 0, ICMPV6), drop,               # behind one extension header
+        (LOAD, 0, 0, 55), (ADD, 0, 0, 1), (SHIFT, 0, 0, 3),
+        (INTO_X, 0, 0, 0), (LOAD_AT_X, 0, 0, 54), (IS, 1, 0, kind), drop]
+    if prefixes is None:
+        return [*head, (TAKE, 0, 0, 0xFFFF)]
+    return [*head, *(row for prefix in prefixes for row in prefix_test(prefix)), drop]
+
+
+class Port:
+    """What is heard on one interface, and sent there."""
+
+    def __init__(self, place: Place, program: list[Instruction]) -> None:
+        self.place, self.program = place, program
+        self.sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, 0)
+        try:
+            attach_filter(self.sock, program)
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+            self.sock.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
+            self.sock.setsockopt(SOL_PACKET, PACKET_ADD_MEMBERSHIP,          # ends with the socket, whatever happens
+                                 struct.pack("=iHH8x", place.scope, PACKET_MR_ALLMULTI, 0))
+            self.sock.bind((place.dev, ETH_P_IPV6))               # from here on something is heard
+        except OSError:
+            self.sock.close()
+            raise
+
+    def fit(self, program: list[Instruction]) -> None:
+        if program != self.program:
+            attach_filter(self.sock, program)
+            self.program = program
+
+
+class Ports:
+    """The proxies of a node, and their interfaces as they come and go."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.outer: dict[str, Port] = {}
+        self.inner: dict[str, Port] = {}
+        self.told: set[str] = set()                               # interfaces that are waited for, or cannot be heard
+        self.seen = -1                                            # changes of leases
+        self.retry_at = inf
+        self.shifted = False                                      # there is more to be done than to answer
+        self.lookups: socket.socket | None = None                 # asks the kernel for ways
+        self.news: socket.socket | None = None                    # hears that routes have changed, if that matters
+
+    # -- interfaces -------------------------------------------------------------------
+
+    def follow(self, now: Now) -> None:
+        """Open what is there and wanted, close what is not."""
+        self.retry_at, self.seen = inf, self.node.grantor.stock.changes
+        proxies = self.node.proxies
+        outer = {dev: neighbour_program(SOLICITATION, proxy.plausible(FILTERED)) for dev, proxy in proxies.items()}
+        inner = {dev: neighbour_program(ADVERTISEMENT, [rule.prefix for proxy in proxies.values()
+                                                        for rule in proxy.ndp.rules if rule.dev == dev])
+                 for dev in {rule.dev for proxy in proxies.values() for rule in proxy.ndp.rules if rule.dev}}
+        for ports, wanted in (self.outer, outer), (self.inner, inner):
+            for dev in ports.keys() - wanted.keys():
+                self.shut(ports, dev)
+            for dev, program in wanted.items():
+                self.keep(ports, dev, program, now)
+
+    def keep(self, ports: dict[str, Port], dev: str, program: list[Instruction], now: Now) -> None:
+        place, port = place_on(dev, self.node.links), ports.get(dev)
+        if port is not None and place is not None and port.place[:3] == place[:3]:
+            port.place = place
+            port.fit(program)
+            return
+        self.shut(ports, dev)
+        why = "absent, down, or not like Ethernet"
+        if place is not None:
+            try:
+                ports[dev] = Port(place, program)
+                log.info("listens interface=%s", dev)
+                self.told.discard(dev)
+                return
+            except OSError as error:
+                why, wait_s = str(error.strerror), RETRY_INSTALL_S if error.errno == errno.EPERM else 1.0
+                self.retry_at = min(self.retry_at, now.boot + wait_s)
+        if dev not in self.told:
+            log.info("cannot listen interface=%s why=\"%s\"", dev, why)
+            self.told.add(dev)
+
+    @staticmethod
+    def shut(ports: dict[str, Port], dev: str) -> None:
+        if dev in ports:
+            ports.pop(dev).sock.close()
+
+    def prepare(self, now: Now) -> None:
+        """Before waiting: leases may have come and gone."""
+        if self.node.grantor.stock.changes != self.seen and self.node.proxies:
+            for proxy in self.node.proxies.values():
+                proxy.settle(proxy.place)
+            self.follow(now)
+
+    def acts(self) -> dict[int, Callable[[], None]]:
+        """What is to be done when a socket, by its number, has something."""
+        self.shifted = False
+        found = {port.sock.fileno(): partial(self.drain, port, self.node.proxies[dev])
+                 for dev, port in self.outer.items()}
+        found |= {port.sock.fileno(): partial(self.hear_inside, port) for port in self.inner.values()}
+        return {**found, **({self.news.fileno(): self.forget_ways} if self.news else {})}
+
+    def deadline(self) -> float:
+        return min(self.retry_at, *(proxy.deadline for proxy in self.node.proxies.values()), inf)
+
+    # -- frames -----------------------------------------------------------------------
+
+    def drain(self, port: Port, proxy: Proxy) -> None:
+        """The shortest way: nothing is done here for each frame that can be done for all."""
+        now, frame, answered = clock_now().boot, b"", 0
+        recv, send, ready = port.sock.recv, port.sock.send, proxy.answers.get
+        try:
+            for _ in range(DRAIN):
+                frame = recv(2048)
+                answer = ready(frame) or self.decided(proxy, frame, now)
+                if answer:
+                    answered += send(answer) > 0
+        except BlockingIOError:
+            pass
+        except OSError as why:
+            self.fail(self.outer, port, why)
+        if answered:
+            proxy.count("answered", frame, now, answered)
+
+    def fail(self, ports: dict[str, Port], port: Port, why: OSError) -> None:
+        """It went down, or away; the next event of links, or a second, shows whether it is back."""
+        log.limited("port", "closed interface=%s why=\"%s\"", port.place.dev, why.strerror)
+        self.shut(ports, port.place.dev)
+        self.shifted = True
+        self.retry_at = min(self.retry_at, clock_now().boot + 0.1)
+
+    def decided(self, proxy: Proxy, frame: bytes, now: float) -> bytes | None:
+        try:
+            found = proxy.hear(frame, now)
+            if isinstance(found, Seek):
+                return proxy.led(frame, found.heard, self.way_of(found.heard.target, proxy))
+            if isinstance(found, Probe):
+                self.ask_inside(found)
+                proxy.count("asked inside", frame, now)
+                return None
+        except Drop as why:
+            proxy.count(str(why), frame, now)
+            return None
+        return found
+
+    def ask_inside(self, probe: Probe) -> None:
+        port = self.inner.get(probe.dev)
+        if port is not None:
+            try:
+                port.sock.send(solicit(port.place, probe.target))
+            except OSError as why:
+                self.fail(self.inner, port, why)
+
+    def hear_inside(self, port: Port) -> None:
+        now = clock_now().boot
+        try:
+            for _ in range(DRAIN):
+                frame = port.sock.recv(2048)
+                for dev, proxy in self.node.proxies.items():
+                    if any(rule.dev == port.place.dev for rule in proxy.ndp.rules):
+                        self.pass_on(dev, proxy, frame, port.place.dev, now)
+        except BlockingIOError:
+            pass
+        except OSError as why:
+            self.fail(self.inner, port, why)
+
+    def pass_on(self, dev: str, proxy: Proxy, frame: bytes, inside: str, now: float) -> None:
+        try:
+            answers, wire = proxy.answered_inside(frame, inside, now)
+        except Drop as why:
+            proxy.count(f"{why} (inside)", frame, now)
+            return
+        if wire is not None:
+            self.node.wire(wire)
+            self.shifted |= bool(self.node.wanted.changed)
+        for answer in answers:
+            try:
+                self.outer[dev].sock.send(answer)
+                proxy.count("answered", frame, now)
+            except (OSError, KeyError):
+                proxy.count("not sent", frame, now)
+
+    def tend(self, now: Now) -> None:
+        """What is due."""
+        if now.boot >= self.retry_at:
+            self.follow(now)
+        for proxy in self.node.proxies.values():
+            for found in proxy.woke(now.boot) if proxy.deadline <= now.boot else ():
+                if isinstance(found, Probe):
+                    self.ask_inside(found)
+                else:
+                    self.node.wire(found)
+
+    # -- ways, for `auto` ----------------------------------------------------------------
+
+    def way_of(self, target: bytes, proxy: Proxy) -> int:
+        """The interface by which what comes in for this target leaves, 0 if by none; news of routes end that."""
+        if self.news is None:
+            self.news, self.shifted = netlink_socket(RTMGRP_ROUTE6, [(TAKE, 0, 0, 0xFFFF)]), True
+        if self.lookups is None:
+            self.lookups = netlink_socket(0, [(TAKE, 0, 0, 0xFFFF)])
+        index = proxy.place.scope if proxy.place else 0
+        body = bytes((AF_INET6, 128, 0, 0, 0, 0, 0, 0)) + bytes(4) + attribute(RTA_DST, target)
+        body += attribute(RTA_IIF, index.to_bytes(4, byteorder))
+        try:
+            self.lookups.send(NLMSG.pack(NLMSG.size + len(body), RTM["route"] + RTM_GET, 1, 1, 0) + body)
+            [(kind, found)] = netlink_messages(self.lookups.recv(8192))
+        except (OSError, ValueError):
+            self.lookups.close()
+            self.lookups = None
+            return 0
+        if kind != RTM["route"] or found[7] != RTN_UNICAST:
+            return 0
+        return number_in(attributes(found, 12), RTA_OIF)
+
+    def forget_ways(self) -> None:
+        """However many have changed: that costs the same."""
+        if self.news is not None:
+            self.news.close()
+            self.news, self.shifted = None, True
+        for proxy in self.node.proxies.values():
+            proxy.answers.clear()
+
+
 # ==== HOOKS =========================================================== I/O ====
 
 
@@ -7075,6 +8038,7 @@ class Daemon(Talker):
         self.links_at = -inf                                      # from when on changes of links are heard
         self.repaired_at, self.repairs = -inf, 0.0                # one is forgotten every second
         self.hooks = Hooks()
+        self.ports = Ports(self.node)
         self.controls = Controls(config.control)
         self.signals: list[int] = []
         self.stopping = False
@@ -7099,6 +8063,8 @@ class Daemon(Talker):
         self.kernel.look_at_all(self.node.made)
         self.node.adopt(self.kernel.installed.values())
         seen = self.see_links()
+        self.ports.follow(now)
+        self.tell_lacking()
         self.node.wanted.changed |= self.kernel.installed.keys() | self.node.wanted.things.keys()
         self.perform([self.node.start(now), seen])
         self.tell_skipped()
@@ -7204,7 +8170,8 @@ class Daemon(Talker):
         keys = node.wanted.changed | kernel.pending
         node.wanted.changed.clear()
         gone, new = plan(kernel.installed, node.wanted.things, keys)
-        new = [thing for thing in new if self.may_make(thing)]
+        others = kernel.neighbours() if any(isinstance(thing, Neighbour) for thing in new) else set()
+        new = [thing for thing in new if self.may_make(thing, others)]
         kernel.pending = {key for key in keys if key in node.wanted.things
                           and kernel.installed.get(key) != node.wanted.things[key]}
         refused: set[Key] = set()
@@ -7265,15 +8232,17 @@ class Daemon(Talker):
                 self.kernel.pending.discard(key)
         self.retry_install = clock_now().boot + RETRY_INSTALL_S if failed else inf
 
-    def may_make(self, thing: Thing) -> bool:
-        """Not on an interface that is not there (or by one that is down); not over a foreign address."""
-        dev = thing.dev if isinstance(thing, Address) else thing.reach.dev if isinstance(thing, Route) else ""
+    def may_make(self, thing: Thing, others: set[Neighbour]) -> bool:
+        """Not on an interface that is not there (or by one that is down); not over a foreign address, or neighbour."""
+        dev = thing.reach.dev if isinstance(thing, Route) else getattr(thing, "dev", "")
         if dev and not self.kernel.links.has(dev, IFF_UP if isinstance(thing, Route) else ~0):
             if thing_key(thing) not in self.kernel.pending:
                 log.info("waiting for interface=%s", dev)
             return False
-        if not isinstance(thing, Address) or thing_key(thing) in self.node.made:
+        if isinstance(thing, Route | Rule) or thing_key(thing) in self.node.made:
             return True
+        if isinstance(thing, Neighbour):
+            return thing not in others
         return place_of(thing.dev, thing.address) not in self.kernel.addresses()
 
     def record_made(self, keys: Iterable[Key], things: Mapping[Key, Thing], now: Now) -> bool:
@@ -7356,16 +8325,31 @@ class Daemon(Talker):
 
     def wait(self) -> list[Any]:
         now = clock_now()
-        until = min(self.node.deadline, self.store.retry_at, self.hooks.kill_at, self.retry_install, self.routes_at,
-                    self.links_at if self.links_at > now.boot else inf,
+        self.ports.prepare(now)
+        until = min(self.node.deadline, self.ports.deadline(), self.store.retry_at, self.hooks.kill_at,
+                    self.retry_install, self.routes_at, self.links_at if self.links_at > now.boot else inf,
                     *(control.until for control in self.controls.open), inf)
         sockets = [*self.sockets(), self.wake, *self.controls.sockets()]
         sockets += [self.kernel.monitor] if self.links_at <= now.boot else []
         sockets += [self.kernel.routes] if self.config.contacts and self.routes_at == inf else []
         writing = [control.sock for control in self.controls.open if control.unsent]
         until = -inf if self.loading is not None or any(c.rows for c in self.controls.open if not c.unsent) else until
-        timeout = None if until == inf else max(0.0, min(until - now.boot, 1e6))
-        return select.select(sockets, writing, [], timeout)[0]
+        return self.answer_until(until, sockets, writing)
+
+    def answer_until(self, until: float, sockets: list[Any], writing: list[Any]) -> list[Any]:
+        """Solicitations are answered here, again and again, until something else is to be done."""
+        acts, others, poller = self.ports.acts(), {fileno(sock): sock for sock in (*sockets, *writing)}, select.poll()
+        for number_, sock in others.items():
+            poller.register(number_, select.POLLIN * (sock in sockets) | select.POLLOUT * (sock in writing))
+        for number_ in acts:
+            poller.register(number_, select.POLLIN)
+        while True:
+            timeout_s = min(until - clock_now().boot, 1e6)
+            ready = dict(poller.poll(None if until == inf else max(0.0, timeout_s) * 1000))
+            for act in [acts[number_] for number_ in ready if number_ in acts]:
+                act()
+            if not acts.keys() >= ready.keys() or self.ports.shifted or clock_now().boot >= until:
+                return [sock for number_, sock in others.items() if ready.get(number_, 0) & ~select.POLLOUT]
 
     def other_events(self, readable: list[Any], now: Now) -> list[list[Effect]]:
         events: list[list[Effect]] = []
@@ -7378,6 +8362,8 @@ class Daemon(Talker):
         aims = {name: grantee.aim() for name, grantee in self.node.grantees.items()}
         if aims != self.aims or now.boot >= self.routes_at:
             events.append(self.see_ways(aims, now))
+        if self.node.wanted.changed:
+            events.append([Install()])                            # of what was found inside
         if self.wake in readable:
             os.read(self.wake, 4096)
             while self.signals:
@@ -7391,6 +8377,8 @@ class Daemon(Talker):
         for key in lost:
             del self.kernel.installed[key]
         effects = self.see_links() if look else []
+        if look and self.node.proxies:
+            self.ports.follow(now)
         if look and self.kernel.links != self.kernel.seen:
             self.kernel.seen = self.kernel.links
             self.routes_at = min(self.routes_at, now.boot)        # the ways too
@@ -7443,6 +8431,7 @@ class Daemon(Talker):
         """What is due beside the node's own deadline."""
         self.hooks.check(now)
         self.hooks.start(self.node, now)
+        self.ports.tend(now)
         if now.boot >= self.store.retry_at:
             self.rewrite(clean=False)
         if now.boot >= self.retry_install:
@@ -7523,11 +8512,18 @@ class Daemon(Talker):
         for grantee in self.node.dismissed(config):
             self.hooks.expand(grantee, "stopped", now)
         effects = self.node.reconfigure(config, now)
+        self.ports.follow(now)
+        self.tell_lacking()
         self.routes_at = now.boot                                 # other ways matter now
         self.hand_on(now)
         for name in self.network.dialled.keys() - self.node.grantees.keys():
             self.network.dialled.pop(name).sock.close()
         return "", effects
+
+    def tell_lacking(self) -> None:
+        """What of the configuration the system does not allow, or makes of no use."""
+        for line in (*lacking(self.config), *hindrances(self.config)):
+            log.info("warning: %s", line)
 
     def tell_skipped(self) -> None:
         for line in self.config.skipped:
@@ -7660,6 +8656,9 @@ def warnings(config: Config) -> Iterator[str]:
     yield from [f"note: {unknown} pins are kept for ids that no grantee here has: {some}"] if unknown else []
     yield from (f"note: [pool {pool.name}]: its twins need the same key, and links or routes of their own"
                 for pool in config.pools if pool.has_twins)
+    yield from (f"warning: [pool {pool.name}] share: [ndp {ndp.dev}] does not answer for what a twin has leased"
+                for pool in config.pools for ndp in config.ndp if pool.has_twins and ndp.leased)
+    yield from (f"warning: {line}" for line in hindrances(config))
     asked = {contact.name: [line.prefix.length for line in contact.lines] for contact in config.contacts}
     yield from (f"warning: [pool {pool.name}] give: [grantor {pool.follows.name}] is asked for nothing that is larger"
                 for pool in config.pools if pool.follows and pool.follows.kind == "grantor"
@@ -7684,6 +8683,8 @@ def check(options: Options) -> int:
     for line in config.skipped:
         say(line)
     say(f"{config.file}: ok ({', '.join(f'{len(found)} {name}' for name, found in counts.items())})")
+    needs = ", ".join(f"{need.capability} ({need.where})" for need in config.needs)
+    say(f"{config.file}: capabilities: {needs or 'none'}")
     for warning in warnings(config):
         say(f"{config.file}: {warning}")
     return 2 if any(": skipped: " not in line for line in config.skipped) else 0
@@ -7993,7 +8994,7 @@ COMMANDS: Final = {
     "ask":       Command(ask, "[GRANTOR] [--json|--env|--release] [--wait SECONDS]",
                          "ask once, print what was granted, or give it back"),
     "status":    Command(status, "[--json]", "pools, leases, counters of the running daemon"),
-    "show":      Command(show, "PEER [--json]", "the looking glass: last ask and answer of one peer, and why"),
+    "show":      Command(show, "PEER|IF [--json]", "the looking glass: last ask and answer of one peer, and why"),
     "explain":   Command(explain, "PEER ASK [--json]", "what would be answered, and which rule says so"),
     "leases":    Command(leases, "[PEER|ADDRESS|PREFIX] [--json]", "what is given, and to whom"),
     "revoke":    Command(revoke, "PEER [SLOT] [--undo]", "take a grantee's leases back"),

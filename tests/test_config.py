@@ -164,13 +164,28 @@ BAD: list[tuple[str, str, str]] = [
     ("grantor", "accept = all", "f:5: [grantor exit1] accept: 'all' is not an IP address"),
     ("grantor", "hostname = a b", "f:5: [grantor exit1] hostname: 'a b' is not a host or domain name"),
     ("grantor", "keepalive = often", "f:5: [grantor exit1] keepalive: 'often' is not a duration"),
+    ("ndp", "proxy =", "f:2: [ndp eth0] proxy: missing: `leased`, `static P`"),
+    ("ndp", "proxy = leasd", "f:2: [ndp eth0] proxy: 'leasd' is no rule (such as `leased`, `static PREFIX`"),
+    ("ndp", "proxy = static 2001:db8::1/64", "f:2: [ndp eth0] proxy: 2001:db8::1/64 has host bits set"),
+    ("ndp", "proxy = iface 2001:db8::/64", "f:2: [ndp eth0] proxy: 'iface 2001:db8::/64' is no rule"),
+    ("ndp", "proxy = iface 2001:db8::/64 eth0", "f:2: [ndp eth0] proxy: asks on eth0 itself"),
+    ("ndp", "proxy = static 10.0.0.0/8", "f:2: [ndp eth0] proxy: 10.0.0.0/8 is not IPv6"),
+    ("ndp", "proxy = auto ::/0, never ::/0", "f:2: [ndp eth0] proxy: a prefix has two rules"),
+    ("ndp", "method = ndppd", "f:3: [ndp eth0] method: 'ndppd' is none of: own, kernel"),
+    ("ndp", "router = 1", "f:3: [ndp eth0] router: '1' is neither yes nor no"),
+    ("ndp", "source = fe80::1", "f:3: [ndp eth0] source: 'fe80::1' is none of: link-local, interface, target"),
+    ("ndp", "autowire = yes", "f:3: [ndp eth0] autowire: wants a rule `iface`"),
+    ("ndp", "ttl = 0", "f:3: [ndp eth0] ttl: '0' is not a duration"),
+    ("ndp", "allow = 2001:db8::1/64", "f:3: [ndp eth0] allow: 2001:db8::1/64 has host bits set"),
+    ("ndp", "deny = all", "f:3: [ndp eth0] deny: 'all' is not an IP address"),
     ("grantor", "suffix = 10.0.0.1", "f:5: [grantor exit1] suffix: '10.0.0.1' is no suffix (such as ::1)"),
 ]
 
 
 def spoilt(kind: str, row: str) -> str:
     """A good file in which one key has this value instead."""
-    good = {"ddpd": "[ddpd]\n", "pool": POOL, "grantee": POOL + GRANTEE, "grantor": GRANTOR}[kind]
+    good = {"ddpd": "[ddpd]\n", "pool": POOL, "grantee": POOL + GRANTEE, "grantor": GRANTOR,
+            "ndp": "[ndp eth0]\nproxy = leased\n"}[kind]
     key = row.split(" = ")[0].split(" =")[0]
     at = good.rfind(f"\n[{kind}") + 1
     head, section = good[:at], good[at:]

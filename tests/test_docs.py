@@ -80,7 +80,7 @@ def config_blocks() -> list[str]:
     blocks = re.findall(r"(?ms)^```[a-z]*\n(.*?)^```", (ROOT / "README.md").read_text())
     indented = re.findall(r"(?m)(?:^    .*\n|^\n(?=    ))+", (ROOT / "README.md").read_text())
     blocks += [re.sub(r"(?m)^    ", "", block).strip("\n") for block in indented]
-    return [block for block in blocks if re.match(r"\s*(;.*\n)*\[(ddpd|pool|grantee|grantor)\b", block)]
+    return [block for block in blocks if re.match(r"\s*(;.*\n)*\[(ddpd|pool|grantee|grantor|ndp)\b", block)]
 
 
 def test_the_readme_has_config_examples() -> None:

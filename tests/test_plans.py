@@ -187,15 +187,20 @@ def address(index: int, own: ddpd.Prefix, local: bool) -> bytes:
     return head + peer + (attribute(2, own.packed) if local else b"")
 
 
+MAC = b"\2\0\0\0\0\x05"
+
+
 def link(index: int, name: str) -> bytes:
-    return struct.pack("=BBHiII", 0, 0, 1, index, 1, 0) + attribute(3, name.encode() + b"\0")
+    """Of Ethernet, if it is called so."""
+    kind = 1 if name.startswith("eth") else 0xFFFE
+    return struct.pack("=BBHiII", 0, 0, kind, index, 1, 0) + attribute(1, MAC) + attribute(3, name.encode() + b"\0")
 
 
 def test_links_and_addresses_of_the_kernel() -> None:
     data = b"".join([message(16, link(2, "eth0")), message(16, link(5, "wg0")),
                      message(20, address(2, A6, local=False)), message(20, address(2, A4, local=True))])
     links = ddpd.links_of(ddpd.netlink_messages(data))
-    assert links == ddpd.Links({2: "eth0", 5: "wg0"}, ((2, A6), (2, A4)), {2: 1, 5: 1})
+    assert links == ddpd.Links({2: "eth0", 5: "wg0"}, ((2, A6), (2, A4)), {2: 1, 5: 1}, macs={2: MAC})
     assert links.neighbour(ddpd.parse_host("2001:db8:1::9"), 2)
     assert not links.neighbour(ddpd.parse_host("2001:db8:1::9"), 5)
     assert not links.neighbour(ddpd.parse_host("2001:db8:1::1"), 2), "that is ourselves"
