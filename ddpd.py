@@ -4680,8 +4680,8 @@ class Grantee:
         """After a change: what has to be written, installed and told."""
         effects = self.expire(now)
         for held in self.held:
-            left_s = held.valid_until - now.boot                  # a quarter, 10 min at least; half of a short one
-            worth_s = max(left_s / 4, min(600.0, left_s / 2))
+            left_s = held.valid_until - now.boot                  # an eighth, 10 min at least; a fifth of a short one:
+            worth_s = max(left_s / 8, min(600.0, left_s / 5))     # less than what a renewal at T1 brings
             if held.saved_until == -inf or abs(held.valid_until - held.saved_until) >= worth_s or event == "bound":
                 held.saved_until = held.valid_until
                 effects.append(Save(held.id(self.contact.key), held.record(self.contact.key, self.boot, now)))
@@ -5576,6 +5576,7 @@ class Node:
     def settle_pools(self, now: Now, anew: bool = False) -> list[Effect]:
         """Give each pool its place.  `anew`: the configuration has changed too."""
         pools: list[Pool] = []
+        moved: list[Pool] = []
         effects: list[Effect] = []
         for pool in self.config.pools:
             try:
@@ -5583,10 +5584,12 @@ class Node:
             except ValueError as why:
                 place = None
                 effects.append(Note(f"pool={pool.name} follows=\"{pool.follows}\" has no place: {why}"))
-            if place is not None and any(place.prefix.overlaps(other.prefix) for other in pools):
+            among = pools if pool.follows else moved       # what stays was compared when the file was read
+            if place is not None and any(place.prefix.overlaps(other.prefix) for other in among):
                 effects.append(Note(f"pool={pool.name} prefix={place.prefix} has no place: overlaps another pool"))
                 place = None
             pools += [place] if place is not None else []
+            moved += [place] if place is not None and pool.follows else []
         above = {pool.name: pool.follows.name for pool in self.config.pools
                  if pool.follows is not None and pool.follows.kind == "grantor"}
         unsettled = {name for name, grantor in above.items() if self.grantees[grantor].unsettled}

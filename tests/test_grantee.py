@@ -427,7 +427,7 @@ def saves(effects: list[ddpd.Effect]) -> list[ddpd.Save]:
 def test_renewals_are_not_written_until_a_quarter_has_passed() -> None:
     leaf = Leaf()
     assert len(saves(leaf.answer(grant(valid=7200)))) == 1
-    assert saves(leaf.answer(grant(valid=7200), boot=T0 + 1000)) == []
+    assert saves(leaf.answer(grant(valid=7200), boot=T0 + 800)) == []
     assert len(saves(leaf.answer(grant(valid=7200), boot=T0 + 1800))) == 1
 
 
