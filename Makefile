@@ -10,10 +10,13 @@ SHELLS = $(shell grep -rlIE '^.! ?/(usr/)?bin/(env )?(ba)?sh' . --exclude-dir=.g
                  --exclude='*.py' --exclude='*.md')
 
 help:           ## this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t16
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t16
 
 demo:           ## the network of the README, in namespaces of this machine
 	@$(WITH) demo tests/demo.py
+
+demo-vps:       ## a rented host whose provider routes nothing, and a home behind it
+	@$(WITH) demo tests/demo_vps.py
 
 test:           ## every test, in real namespaces too: set up, then run (root, minutes)
 	@$(WITH) test tests/halves.py
@@ -42,6 +45,7 @@ seeds:          ## the simulation with SEEDS=10000
 bench:          ## how fast it is, beside the programs it replaces (root)
 	@$(WITH) bench tests/bench/run.py
 	@$(WITH) bench tests/bench/beside.py
+	@$(WITH) bench tests/bench/neighbours.py
 
 docs:           ## rewrite the tables of README.md and PROTOCOL.md from the code
 	@$(WITH) check tests/docs.py --write
@@ -59,5 +63,5 @@ install:        ## ddpd to PREFIX=/usr/local, below DESTDIR if set
 	    'import ddpd' 'sys.exit(ddpd.main(sys.argv[1:]))' > $(DESTDIR)$(PREFIX)/sbin/ddpd
 	chmod 755 $(DESTDIR)$(PREFIX)/sbin/ddpd
 
-.PHONY: help demo test check lint type netns soak seeds bench docs toc install
+.PHONY: help demo demo-vps test check lint type netns soak seeds bench docs toc install
 .NOTPARALLEL:

@@ -122,14 +122,18 @@ RETRY_INSTALL_S: Final = 30            # seconds between two tries to install wh
 ROUTES_S:       Final = 0.2            # seconds until what has happened to routes is looked at, as one
 REPAIRS:        Final = 10             # of what others remove, at once; then one a second
 MAX_ANSWERS:    Final = 1024           # advertisements kept ready for a solicitation that comes again
+MAX_ALIKE:      Final = 64             # askers of whom that is known which is the same in all their solicitations
 MAX_INSIDE:     Final = 1024           # neighbours inside that are known, and routes made to them, an interface
 MAX_PROBES:     Final = 256            # ... and unanswered questions for them
 PROBES_A_S:     Final = 1000           # ... and questions a second
 PROBE_S:        Final = 1.0            # seconds in which a neighbour inside has to answer
 PROBES:         Final = 3              # ... before a route to it is taken away
+NEIGHBOURS_S:   Final = 10             # seconds between two looks at the kernel's proxy neighbours, if some are ours
 MAX_ASKERS:     Final = 4              # who are told of one neighbour at once
 WIRED_S:        Final = 600            # seconds until a route to a neighbour inside is looked after
-FILTERED:       Final = 64             # leases that the kernel's filter knows one by one; more: their pools
+FILTERED:       Final = 32             # leases that the kernel's filter knows one by one; more: their pools
+MAX_PROGRAM:    Final = 512            # ... and instructions with which it does (optmem_max of old kernels: 20 KB)
+MAX_CELLS:      Final = 4096           # routes among which `auto` finds out which addresses go the same way
 DRAIN:          Final = 256            # frames taken from one interface before others are served
 RETRY_DISK_S:   Final = 10             # seconds between two tries to write what could not be written
 LINE:           Final = 384            # bytes of a line in the lease file
@@ -1034,6 +1038,20 @@ class Ndp:
     deny: tuple[Prefix, ...]
     ttl_s: float
 
+    def refuses(self, target: Prefix) -> str:
+        """Why there is no answer for this address, whatever the rules say; or nothing."""
+        if any(prefix.holds(target) for prefix in self.deny):
+            return "denied"
+        return "not allowed" if self.allow and not any(prefix.holds(target) for prefix in self.allow) else ""
+
+    def hands_over(self, target: Prefix, leased_on: str | None) -> bool:
+        """Is the kernel to answer?  leased_on: the interface that the target is routed to, None: not leased."""
+        if not self.by_kernel or target.shape != (6, 128) or self.refuses(target):
+            return False
+        kind = next((rule.kind for rule in self.rules if rule.prefix == target), "")
+        leased_ = self.leased and leased_on is not None and kind != "never"
+        return leased_on != self.dev if leased_ else kind == "static"
+
 
 class Need(NamedTuple):
     """A capability(7) without which the configuration cannot be carried out, and what says so."""
@@ -1233,16 +1251,20 @@ PROXIED: Final = ("static", "auto", "iface", "never")
 Proxying = tuple[bool, tuple[Proxied, ...]]                       # what is leased; rules, the longest prefix first
 
 
+def parse_v6(text: str) -> Prefix:
+    prefix = parse_prefix(text)
+    if prefix.version != 6:
+        raise ValueError(f"{prefix} is not IPv6")
+    return prefix
+
+
 def parse_rule(text: str) -> Proxied:
     """`static P`, `auto P`, `never P`, `iface P IF`."""
     kind, *rest = words(text)
     if kind not in PROXIED or len(rest) != 1 + (kind == "iface"):
         raise ValueError(f"'{text}' is no rule (such as `leased`, `static PREFIX`, `auto PREFIX`, `iface PREFIX IF`, "
                          "`never PREFIX`; one a line)")
-    prefix = parse_prefix(rest[0])
-    if prefix.version != 6:
-        raise ValueError(f"{prefix} is not IPv6")
-    return Proxied(kind, prefix, *map(device, rest[1:]))
+    return Proxied(kind, parse_v6(rest[0]), *map(device, rest[1:]))
 
 
 def parse_proxy(text: str) -> Proxying:
@@ -1474,8 +1496,8 @@ SETTINGS: Final[dict[str, dict[str, Setting]]] = {
         "source":   Setting(one_of("link-local", "interface", "target"), "link-local", "where answers come from"),
         "autowire": Setting(yes_no, "no", "make a route to what `iface` found inside"),
         "ttl":      Setting(duration, "3s", "how long what `iface` found inside is believed"),
-        "allow":    Setting(many(parse_prefix), "", "no answer for anything else"),
-        "deny":     Setting(many(parse_prefix), "", "no answer for these"),
+        "allow":    Setting(many(parse_v6), "", "no answer for anything else"),
+        "deny":     Setting(many(parse_v6), "", "no answer for these"),
     },
 }
 
@@ -2660,6 +2682,10 @@ class Links:
         """Is there this interface, with any of these flags?"""
         return any(name == dev and self.flags.get(index, IFF_UP) & flags for index, name in self.names.items())
 
+    def index(self, dev: str) -> int:
+        """0: there is none of this name."""
+        return next((index for index, name in self.names.items() if name == dev), 0)
+
     def is_usable(self, source: str) -> bool:
         """Is this an address of ours, and not a deprecated one?"""
         own = parse_host(source) if source else NOWHERE
@@ -2965,6 +2991,11 @@ class Lease:
     @property
     def living(self) -> bool:
         return self.state in LIVING
+
+    @property
+    def dev(self) -> str | None:
+        """The interface that it is routed to, if that is known; None: it is not alive."""
+        return (self.reach.dev if self.reach is not None else "") if self.living else None
 
 
 STATES: Final = {state.value: state for state in LeaseState}
@@ -3756,7 +3787,7 @@ class Grantor(Decider):
         self.restless: set[bytes] = set()                         # who is to be nudged
         self.reviewing: Iterator[object] = iter(())
         self.reviewed = True
-        self.by_kernel: tuple[str, ...] = ()                      # interfaces on which it answers for addresses
+        self.by_kernel: tuple[Ndp, ...] = ()                      # where the kernel answers for single addresses
 
     # -- the configuration -----------------------------------------------------------
 
@@ -3952,23 +3983,28 @@ class Grantor(Decider):
     # -- routes ----------------------------------------------------------------------
 
     def route(self, lease: Lease) -> None:
+        self.stock.changes += 1
         if lease.living and lease.reach is not None:
             self.wanted.put(Route(lease.prefix, MAIN, lease.reach))
         else:
             self.wanted.take(thing_key(Route(lease.prefix, MAIN)))
-        wanted = self.neighbours(lease)
-        for dev in self.by_kernel:
-            neighbour = Neighbour(dev, lease.prefix)
-            if neighbour in wanted:
+        for ndp in self.by_kernel:
+            neighbour = Neighbour(ndp.dev, lease.prefix)
+            if ndp.hands_over(lease.prefix, lease.dev):
                 self.wanted.put(neighbour)
             else:
                 self.wanted.take(thing_key(neighbour))
 
-    def neighbours(self, lease: Lease) -> list[Neighbour]:
-        """For which the kernel is to answer, if that is a single address, and not one of the same link."""
-        dev_of = lease.reach.dev if lease.reach is not None else ""
-        return [Neighbour(dev, lease.prefix) for dev in self.by_kernel
-                if lease.living and lease.prefix.shape == (6, 128) and dev != dev_of]
+    def hand_over(self, ndps: Iterable[Ndp]) -> None:
+        """The single addresses for which the kernel is to answer from now on."""
+        for key in [key for key, thing in self.wanted.things.items() if isinstance(thing, Neighbour)]:
+            self.wanted.take(key)
+        self.by_kernel = tuple(ndp for ndp in ndps if ndp.by_kernel)
+        for ndp in self.by_kernel:
+            on = {rule.prefix: None for rule in ndp.rules} | {
+                lease.prefix: lease.dev for lease in self.stock.leased.values()}
+            for target in [target for target, dev in on.items() if ndp.hands_over(target, dev)]:
+                self.wanted.put(Neighbour(ndp.dev, target))
 
     def reach(self, peer: Peer, version: int, ask: Ask, path: Path) -> tuple[Reach | None, str]:
         """How what this peer is granted is reached, or None and why."""
@@ -5166,7 +5202,7 @@ class Place(NamedTuple):
 
 def place_on(dev: str, links: Links) -> Place | None:
     """None while there is no such interface, or it is down, or not like Ethernet."""
-    index = next((index for index, name in links.names.items() if name == dev), 0)
+    index = links.index(dev)
     if not links.flags.get(index, 0) & IFF_UP or index not in links.macs:
         return None
     found = [(at, own.packed) for at, own in links.addresses if own.version == 6]
@@ -5188,6 +5224,25 @@ def solicit(place: Place, target: bytes) -> bytes:
     if not place.addresses:                                       # without a source no option may be there
         return sealed_frame(to + place.mac, NO_ADDRESS, group, b"\x87\0", bytes(4) + target)
     return sealed_frame(to + place.mac, place.addresses[0], group, b"\x87\0", bytes(4) + target + b"\1\1" + place.mac)
+
+
+class Alike(NamedTuple):
+    """What solicitations of one asker have in common but for the target: what was found out for one holds for all."""
+
+    is_probe: bool
+    end: int                             # of what is summed up
+    total: int                           # ... from its source address on
+    head: bytes                          # of the answer, up to its checksum
+    base: int                            # the sum of it without the target
+    flags: bytes
+    tail: bytes                          # behind the target
+
+
+def alike_of(frame: bytes, heard: Heard, answer: bytes) -> Alike:
+    """Of one that was answered."""
+    base = (0xFFFF - number(answer[56:58]) - number(heard.target)) % 0xFFFF
+    end = 54 + number(frame[18:20])
+    return Alike(heard.is_probe, end, number(frame[22:end]) % 0xFFFF, answer[:56], base, answer[58:62], answer[78:])
 
 
 class Seek(NamedTuple):
@@ -5214,6 +5269,7 @@ class Wire(NamedTuple):
 class Waiting:
     """Who wants to know whether a neighbour inside answers."""
 
+    dev: str
     until: float
     askers: list[Heard]
 
@@ -5239,6 +5295,7 @@ class Proxy:
         self.flags = ROUTER * ndp.router
         self.rules = [(-rule.prefix.size, rule.prefix.first, rule) for rule in ndp.rules]
         self.answers: dict[bytes, bytes] = {}                     # to frames that may come again
+        self.alike: dict[bytes, Alike] = {}                       # and to such ones, for another target
         self.masks: list[tuple[int, int]] = []                    # and lengths, of leases, the longest first
         self.waiting: dict[bytes, Waiting] = {}
         self.known: dict[bytes, float] = {}                       # inside, and until when that is believed
@@ -5253,6 +5310,7 @@ class Proxy:
         if place is not None:
             self.mac, self.addresses = place.mac, place.addresses
         self.answers.clear()
+        self.alike.clear()
         self.masks = [(-1 << 128 - length, length) for version, length in sorted(self.stock.lengths, reverse=True)
                       if version == 6 and self.stock.lengths[version, length]]
 
@@ -5264,21 +5322,46 @@ class Proxy:
 
     def hear(self, frame: bytes, now: float) -> bytes | Seek | Probe | None:
         """The advertisement to send back, or what has to be found out first."""
+        alike = self.alike.get(frame[6:51] + frame[54:56] + frame[78:])
+        if alike is not None and (answer := self.answered_alike(frame, alike)):
+            return answer
         heard = read_solicitation(frame)
-        rule = self.rule_of(heard, number(heard.target))
+        own = self.place.own if self.place else ()
+        if heard.destination[0] != 0xFF and heard.destination != heard.target and heard.destination not in own:
+            raise Drop("destination")
+        rule = self.rule_of(heard.target, heard.is_probe)
         if rule is None:
-            return self.kept(frame, heard)
+            return self.answer(frame, heard)
         if rule.kind == "auto":
             return Seek(heard)
         if rule.kind == "iface":
             return self.look_inside(heard, rule.dev, now)
         raise Drop("excluded")
 
-    def kept(self, frame: bytes, heard: Heard) -> bytes:
-        """The answer, ready for when that frame comes again."""
+    def answered_alike(self, frame: bytes, alike: Alike) -> bytes | None:
+        """The short way.  None: the long way tells what is wrong, or new."""
+        target = frame[62:78]
+        if target[13:] != frame[51:54] or target[0] == 0xFF or number(frame[22 : alike.end]) % 0xFFFF != alike.total:
+            return None
+        if self.rule_of(target, alike.is_probe) is not None:
+            return None
+        checksum = (0xFFFF - (alike.base + number(target)) % 0xFFFF).to_bytes(2, "big")
+        return self.keep(frame, b"".join((alike.head, checksum, alike.flags, target, alike.tail)))
+
+    def keep(self, frame: bytes, answer: bytes) -> bytes:
+        """Ready for when that frame comes again."""
         if len(self.answers) >= MAX_ANSWERS:
             self.answers.clear()
-        answer = self.answers[frame] = self.advertise(heard)
+        self.answers[frame] = answer
+        return answer
+
+    def answer(self, frame: bytes, heard: Heard) -> bytes:
+        """Made from nothing."""
+        answer = self.keep(frame, self.advertise(heard))
+        if frame[20] == ICMPV6 and heard.destination[:13] == SOLICITED_NODE and answer[22:38] != heard.target:
+            if len(self.alike) >= MAX_ALIKE:
+                self.alike.clear()
+            self.alike[frame[6:51] + frame[54:56] + frame[78:]] = alike_of(frame, heard, answer)
         return answer
 
     def led(self, frame: bytes, heard: Heard, index: int) -> bytes:
@@ -5287,24 +5370,22 @@ class Proxy:
             raise Drop("no route")
         if index == self.place.scope:
             raise Drop("route leads back")
-        return self.kept(frame, heard)
+        return self.answer(frame, heard)
 
-    def rule_of(self, heard: Heard, target: int) -> Proxied | None:
+    def rule_of(self, address: bytes, is_probe: bool) -> Proxied | None:
         """The rule that has to be asked; None: it is to be answered."""
-        own, ndp = self.place.own if self.place else (), self.ndp
-        if heard.target in own:
+        ndp, target = self.ndp, number(address)
+        if self.place is not None and address in self.place.own:
             raise Drop("own address")
-        if heard.destination[0] != 0xFF and heard.destination != heard.target and heard.destination not in own:
-            raise Drop("destination")
-        if ndp.allow or ndp.deny:
-            self.permit(Prefix(6, target, 128))
+        if (ndp.allow or ndp.deny) and (why := ndp.refuses(Prefix(6, target, 128))):
+            raise Drop(why)
         rule, lease = self.rule_at(target), self.lease_of(target) if ndp.leased else None
         if lease is not None and (rule is None or rule.prefix.length < lease.prefix.length + (rule.kind != "never")):
-            self.permit_lease(lease, heard)
+            self.permit_lease(lease, is_probe)
             return None
         if rule is None:
             raise Drop("nobody's")
-        if self.ndp.by_kernel and rule.kind == "static" and rule.prefix.is_address:
+        if ndp.by_kernel and rule.kind == "static" and rule.prefix.is_address:
             raise Drop("the kernel's")
         return None if rule.kind == "static" else rule
 
@@ -5323,17 +5404,11 @@ class Proxy:
                 return lease
         return None
 
-    def permit(self, target: Prefix) -> None:
-        if any(prefix.holds(target) for prefix in self.ndp.deny):
-            raise Drop("denied")
-        if self.ndp.allow and not any(prefix.holds(target) for prefix in self.ndp.allow):
-            raise Drop("not allowed")
-
-    def permit_lease(self, lease: Lease, heard: Heard) -> None:
+    def permit_lease(self, lease: Lease, is_probe: bool) -> None:
         """Who has it on this very link answers for itself, and is not to be kept from its own address."""
-        if lease.reach is not None and lease.reach.dev == self.ndp.dev and (heard.is_probe or not lease.reach.via):
+        if lease.reach is not None and lease.reach.dev == self.ndp.dev and (is_probe or not lease.reach.via):
             raise Drop("on this link")
-        if self.ndp.by_kernel and lease.prefix.is_address:
+        if self.ndp.hands_over(lease.prefix, lease.dev):
             raise Drop("the kernel's")
 
     # -- the answer -------------------------------------------------------------------
@@ -5342,7 +5417,7 @@ class Proxy:
         """An address of this interface.  To a global one the answer may come from such a one, too."""
         if self.ndp.source == "target" or not self.addresses:
             return heard.target
-        if self.ndp.source == "interface" and heard.source[0] not in (0, 0xFE):
+        if self.ndp.source == "interface" and heard.source[0] != 0xFE and heard.source != NO_ADDRESS:
             return self.addresses[-1]
         return self.addresses[0]
 
@@ -5372,7 +5447,7 @@ class Proxy:
         if len(self.waiting) >= MAX_PROBES:
             del self.waiting[next(iter(self.waiting))]
         self.waiting.pop(heard.target, None)                      # to stand behind all others
-        self.waiting[heard.target] = Waiting(now + PROBE_S, [heard])
+        self.waiting[heard.target] = Waiting(dev, now + PROBE_S, [heard])
         if heard.target in self.wired and not self.wired[heard.target].asked:
             self.wired[heard.target] = Wired(dev, now + PROBE_S, asked=1)
         return Probe(dev, heard.target)
@@ -5380,9 +5455,10 @@ class Proxy:
     def answered_inside(self, frame: bytes, dev: str, now: float) -> tuple[list[bytes], Wire | None]:
         """What an advertisement from inside makes us say."""
         heard = read_advertisement(frame)
-        waiting, wired = self.waiting.pop(heard.target, None), self.wired.get(heard.target)
-        if waiting is None and wired is None:
+        waiting, wired = self.waiting.get(heard.target), self.wired.get(heard.target)
+        if dev not in {asked.dev for asked in (waiting, wired) if asked}:
             raise Drop("not asked")
+        self.waiting.pop(heard.target, None)
         if self.known.pop(heard.target, None) is None and len(self.known) >= MAX_INSIDE:
             del self.known[next(iter(self.known))]
         self.known[heard.target] = now + self.ndp.ttl_s
@@ -5413,9 +5489,11 @@ class Proxy:
         """What an earlier run has wired: asked at once."""
         devs = {rule.dev for rule in self.ndp.rules if rule.dev} if self.ndp.autowire else set()
         for route in routes:
-            if route.reach.dev in devs and not route.reach.via and route.prefix.shape == (6, 128) \
-                    and any(rule.dev == route.reach.dev and rule.prefix.holds(route.prefix) for rule in self.ndp.rules):
-                self.wired.setdefault(route.prefix.packed, Wired(route.reach.dev, now))
+            prefix, dev = route.prefix, route.reach.dev
+            if dev in devs and prefix.shape == (6, 128) and route == wired_route(prefix.packed, dev):
+                rule = self.rule_at(prefix.first)
+                if rule is not None and rule.kind == "iface":
+                    self.wired.setdefault(prefix.packed, Wired(dev, now))
         return [Wire(target, wired.dev) for target, wired in self.wired.items()]
 
     def plausible(self, most: int) -> list[Prefix] | None:
@@ -5524,28 +5602,21 @@ class Node:
         self.proxies = {ndp.dev: old[ndp.dev] if ndp.dev in old and old[ndp.dev].ndp == ndp
                         else Proxy(ndp, self.grantor.stock) for ndp in config.ndp}
         self.place_proxies()
-        self.grantor.by_kernel = tuple(ndp.dev for ndp in config.ndp if ndp.leased and ndp.by_kernel)
-        kept: list[Thing] = [Neighbour(ndp.dev, rule.prefix) for ndp in config.ndp if ndp.by_kernel
-                             for rule in ndp.rules if rule.kind == "static" and rule.prefix.is_address]
-        kept += [wired_route(target, wired.dev) for proxy in self.proxies.values()
-                 for target, wired in proxy.wired.items()]
-        if self.grantor.by_kernel:
-            kept += [thing for lease in self.grantor.stock.leased.values() for thing in self.grantor.neighbours(lease)]
-        things = {thing_key(thing): thing for thing in kept}
-        lost = {key for key, thing in self.wanted.things.items() if isinstance(thing, Neighbour)}
-        lost |= {thing_key(wired_route(target, wired.dev)) for proxy in old.values()
-                 for target, wired in proxy.wired.items()}
-        for key in lost - things.keys():
-            self.wanted.take(key)
-        for thing in things.values():
-            self.wanted.put(thing)
+        self.grantor.hand_over(config.ndp)
+        for proxy in [proxy for proxy in old.values() if proxy not in self.proxies.values()]:
+            for target in proxy.wired:
+                self.wire(Wire(target, ""))
 
     def place_proxies(self) -> None:
         for dev, proxy in self.proxies.items():
             proxy.settle(place_on(dev, self.links))
 
     def wire(self, wire: Wire) -> None:
+        """What is leased is not wired: its route is the lease's."""
         route = wired_route(wire.target, wire.dev)
+        lease = self.grantor.stock.leased.get(route.prefix)
+        if lease is not None and lease.living and lease.reach is not None:
+            return
         if wire.dev:
             self.wanted.put(route)
         else:
@@ -7146,6 +7217,26 @@ def netlink_socket(groups: int, program: list[Instruction]) -> socket.socket:
     return sock
 
 
+def exchange(kind: int, flags: int, body: bytes, strict: bool = False, most: float = inf) -> list[tuple[int, bytes]]:
+    """What the kernel says to one request; OSError says why not.  strict: body is a filter."""
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as sock:
+        sock.settimeout(CHILD_S)
+        if strict:
+            sock.setsockopt(SOL_NETLINK, NETLINK_GET_STRICT_CHK, 1)
+        sock.send(NLMSG.pack(NLMSG.size + len(body), kind, flags, 1, 0) + body)
+        replies: list[tuple[int, bytes]] = []
+        while True:
+            for said, body in netlink_messages(sock.recv(65536)):
+                code = int.from_bytes(body[:4], byteorder, signed=True) if said <= NLMSG_DONE else 0
+                if code < 0:                                  # the end of a dump may carry one, too
+                    raise OSError(-code, os.strerror(-code))
+                if said <= NLMSG_DONE:
+                    return replies
+                replies.append((said, body))
+                if len(replies) > most:
+                    raise OSError(errno.E2BIG, os.strerror(errno.E2BIG))
+
+
 def place_of(dev: str, address: Prefix) -> Key:
     """What the kernel takes for one address: IPv6 ones do not differ by length alone."""
     return dev, address.first, address.version, address.length if address.version == 4 else 0
@@ -7167,30 +7258,13 @@ class Kernel:
         self.monitor = netlink_socket(RTMGRP, all_but_routes_of_others(mark))
         self.routes = self.routes_of_others()
 
-    def exchange(self, kind: int, flags: int, body: bytes, strict: bool = False) -> list[tuple[int, bytes]]:
-        """What the kernel says to one request; an error comes back as what it is.  strict: body is a filter."""
-        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as sock:
-            sock.settimeout(CHILD_S)
-            if strict:
-                sock.setsockopt(SOL_NETLINK, NETLINK_GET_STRICT_CHK, 1)
-            sock.send(NLMSG.pack(NLMSG.size + len(body), kind, flags, 1, 0) + body)
-            replies: list[tuple[int, bytes]] = []
-            while True:
-                for said, body in netlink_messages(sock.recv(65536)):
-                    code = int.from_bytes(body[:4], byteorder, signed=True) if said <= NLMSG_DONE else 0
-                    if code < 0:                                  # the end of a dump may carry one, too
-                        raise OSError(-code, os.strerror(-code))
-                    if said <= NLMSG_DONE:
-                        return replies
-                    replies.append((said, body))
-
     def dump(self, what: str) -> list[tuple[int, bytes]]:
-        return self.exchange(RTM[what] + RTM_GET, NLM_F_DUMP, bytes(16))
+        return exchange(RTM[what] + RTM_GET, NLM_F_DUMP, bytes(16))
 
     def dump_routes(self, table: int, protocol: int, kind: int) -> list[tuple[int, bytes]]:
         """Only those (0: of any): a full table takes seconds to read."""
         body = bytes((0, 0, 0, 0, table, protocol, 0, kind)) + bytes(4)
-        return self.exchange(RTM["route"] + RTM_GET, NLM_F_DUMP, body, strict=True)
+        return exchange(RTM["route"] + RTM_GET, NLM_F_DUMP, body, strict=True)
 
     def gateways(self) -> tuple[Gateway, ...]:
         """The default routes of the main table, which are not many; for their sake all of it is read."""
@@ -7203,7 +7277,7 @@ class Kernel:
         parts += attribute(RTA_OIF, place.scope.to_bytes(4, byteorder)) if place.scope else b""
         body = bytes((FAMILY[host.version], host.length, 0, 0, 0, 0, 0, 0)) + bytes(4) + parts
         try:
-            [(_, reply)] = self.exchange(RTM["route"] + RTM_GET, NLM_F_ONE, body)
+            [(_, reply)] = exchange(RTM["route"] + RTM_GET, NLM_F_ONE, body)
         except (OSError, ValueError):
             return None
         return way_of(reply, self.links)
@@ -7243,7 +7317,16 @@ class Kernel:
         """For which the kernel answers, whoever has said so."""
         body = bytes((AF_INET6, 0, 0, 0)) + bytes(6) + bytes((NTF_PROXY, 0))
         return {neighbour_of(reply, self.links.names)
-                for _, reply in self.exchange(RTM["neighbour"] + RTM_GET, NLM_F_DUMP, body)}
+                for _, reply in exchange(RTM["neighbour"] + RTM_GET, NLM_F_DUMP, body)}
+
+    def missed(self, made: Mapping[Key, Thing]) -> set[Key]:
+        """Whom of these neighbours somebody has removed."""
+        ours = {key: thing for key, thing in made.items() if isinstance(thing, Neighbour)}
+        there = self.neighbours() if ours else set()
+        gone = {key for key, thing in ours.items() if thing not in there} & self.installed.keys()
+        for key in gone:
+            del self.installed[key]
+        return gone
 
     def addresses(self) -> set[Key]:
         return {place_of(self.links.names.get(index, ""), own) for index, own in self.links.addresses}
@@ -7293,24 +7376,36 @@ class Kernel:
         return failed
 
     def run_one(self, thing: Thing, line: str) -> str:
+        if self.busybox and isinstance(thing, Neighbour):
+            return self.set_neighbour(thing, RTM_DELETED if line.startswith("neigh del") else 0)
         if self.busybox and isinstance(thing, Route) and thing.source is not None:
             return self.set_route(thing, thing.source, RTM_DELETED if line.startswith("route del") else 0)
         return run_command(["ip", f"-{version_of(thing)}", *line.split()], "")
 
+    def set_neighbour(self, thing: Neighbour, deleted: int) -> str:
+        """BusyBox's `ip` can only show them."""
+        body = bytes((AF_INET6, 0, 0, 0)) + self.links.index(thing.dev).to_bytes(4, byteorder)
+        body += bytes((0, 0, NTF_PROXY, 0)) + attribute(NDA_DST, thing.address.packed)
+        return self.tell(RTM["neighbour"] + deleted, NLM_F_ONE if deleted else NLM_F_REPLACE, body)
+
+    def tell(self, kind: int, flags: int, body: bytes) -> str:
+        """What the kernel complains of."""
+        try:
+            exchange(kind, flags, body)
+        except OSError as why:
+            return str(why.strerror)
+        return ""
+
     def set_route(self, route: Route, source: Prefix, deleted: int) -> str:
         """One with a source, which BusyBox's `ip` cannot say."""
-        index = next((n for n, name in self.links.names.items() if name == route.reach.dev), 0)
+        index = self.links.index(route.reach.dev)
         via = route.reach.via
         body = bytes((AF_INET6, 0, source.length, 0, route.table, self.mark, 0, RTN_UNICAST)) + bytes(4)
         body += attribute(RTA_SRC, source.packed) + attribute(RTA_OIF, index.to_bytes(4, byteorder))
         body += attribute(RTA_PRIORITY, (self.mark * 100).to_bytes(4, byteorder))
         body += attribute(RTA_GATEWAY, inet_pton(AF_INET6, via)) if via else b""
         body += attribute(RTA_METRICS, attribute(RTAX_MTU, route.mtu.to_bytes(4, byteorder))) if route.mtu else b""
-        try:
-            self.exchange(RTM["route"] + deleted, NLM_F_ONE if deleted else NLM_F_REPLACE, body)
-        except OSError as why:
-            return str(why.strerror)
-        return ""
+        return self.tell(RTM["route"] + deleted, NLM_F_ONE if deleted else NLM_F_REPLACE, body)
 
     def run_batch(self, lines: list[ThingLine], mine: list[int], failed: dict[int, str]) -> bool:
         """All at once.  False if they have to be run one by one: BusyBox has no -batch, a parse error ends one."""
@@ -7569,9 +7664,10 @@ def neighbour_program(kind: int, prefixes: Iterable[Prefix] | None) -> list[Inst
         (LOAD, 0, 0, 54), (IS, 1, 0, ICMPV6), drop,               # behind one extension header
         (LOAD, 0, 0, 55), (ADD, 0, 0, 1), (SHIFT, 0, 0, 3),
         (INTO_X, 0, 0, 0), (LOAD_AT_X, 0, 0, 54), (IS, 1, 0, kind), drop]
-    if prefixes is None:
+    rows = [row for prefix in prefixes or () for row in prefix_test(prefix)]
+    if prefixes is None or len(rows) > MAX_PROGRAM:
         return [*head, (TAKE, 0, 0, 0xFFFF)]
-    return [*head, *(row for prefix in prefixes for row in prefix_test(prefix)), drop]
+    return [*head, *rows, drop]
 
 
 class Port:
@@ -7597,6 +7693,65 @@ class Port:
             self.program = program
 
 
+class Ways:
+    """By which interface packets would leave.  What no route and no rule tells apart goes one way, and is asked once:
+
+        routes  2001:db8:42::/48 ─┬─ 2001:db8:42:7::/64      cells  in the /64; in the /48, but not in the /64
+                                  └─ (nothing)
+    """
+
+    def __init__(self) -> None:
+        self.news: socket.socket | None = None                    # hears that routes have changed, once it is asked for
+        self.cells: list[tuple[int, int, set[int]]] = []          # (mask, length, prefixes), the longest first
+        self.found: dict[tuple[int, int, int], int] = {}          # by cell, and the interface a packet came from
+        self.build_at = -inf                                      # when cells may be made again
+
+    def of(self, target: bytes, came_from: int) -> int:
+        """The index of an interface, 0 if there is no way."""
+        if self.news is None:
+            self.news = netlink_socket(RTMGRP_ROUTE6, [(TAKE, 0, 0, 0xFFFF)])
+        if not self.cells and clock_now().boot >= self.build_at:
+            self.build()
+        if not self.cells:
+            return self.look_up(target, came_from)
+        key = came_from, *self.cell_of(number(target))
+        if key not in self.found:
+            self.found[key] = self.look_up(target, came_from)
+        return self.found[key]
+
+    def cell_of(self, target: int) -> tuple[int, int]:
+        return next((length, target & mask) for mask, length, prefixes in self.cells if target & mask in prefixes)
+
+    def build(self) -> None:
+        """Of all prefixes in tables and rules; however often they change, it takes a twentieth of the time at most."""
+        began, by_length = clock_now().boot, dict[int, set[int]]({0: {0}})
+        try:
+            for kind in "rule", "route":
+                body = bytes((AF_INET6, *bytes(11)))
+                for _, found in exchange(RTM[kind] + RTM_GET, NLM_F_DUMP, body, most=MAX_CELLS):
+                    by_length.setdefault(found[1], set()).add(number(attributes(found, 12).get(RTA_DST, b"")))
+            self.cells = [(-1 << 128 - length, length, by_length[length]) for length in sorted(by_length, reverse=True)]
+        except (OSError, ValueError) as why:
+            log.debug("asks for each way why=\"%s\"", why)
+        self.build_at = clock_now().boot + 20 * (clock_now().boot - began)
+
+    @staticmethod
+    def look_up(target: bytes, came_from: int) -> int:
+        body = bytes((AF_INET6, 128, *bytes(10))) + attribute(RTA_DST, target)
+        body += attribute(RTA_IIF, came_from.to_bytes(4, byteorder))
+        try:
+            [(_, found)] = exchange(RTM["route"] + RTM_GET, NLM_F_ONE, body)
+        except (OSError, ValueError):
+            return 0
+        return number_in(attributes(found, 12), RTA_OIF) if found[7] == RTN_UNICAST else 0
+
+    def forget(self) -> None:
+        """However many have changed: that costs the same."""
+        if self.news is not None:
+            self.news.close()
+        self.news, self.cells, self.found = None, [], {}
+
+
 class Ports:
     """The proxies of a node, and their interfaces as they come and go."""
 
@@ -7608,8 +7763,7 @@ class Ports:
         self.seen = -1                                            # changes of leases
         self.retry_at = inf
         self.shifted = False                                      # there is more to be done than to answer
-        self.lookups: socket.socket | None = None                 # asks the kernel for ways
-        self.news: socket.socket | None = None                    # hears that routes have changed, if that matters
+        self.ways = Ways()                                        # for `auto`
 
     # -- interfaces -------------------------------------------------------------------
 
@@ -7629,14 +7783,14 @@ class Ports:
 
     def keep(self, ports: dict[str, Port], dev: str, program: list[Instruction], now: Now) -> None:
         place, port = place_on(dev, self.node.links), ports.get(dev)
-        if port is not None and place is not None and port.place[:3] == place[:3]:
-            port.place = place
-            port.fit(program)
-            return
-        self.shut(ports, dev)
         why = "absent, down, or not like Ethernet"
         if place is not None:
             try:
+                if port is not None and port.place[:3] == place[:3]:
+                    port.place = place
+                    port.fit(program)
+                    return
+                self.shut(ports, dev)
                 ports[dev] = Port(place, program)
                 log.info("listens interface=%s", dev)
                 self.told.discard(dev)
@@ -7644,6 +7798,7 @@ class Ports:
             except OSError as error:
                 why, wait_s = str(error.strerror), RETRY_INSTALL_S if error.errno == errno.EPERM else 1.0
                 self.retry_at = min(self.retry_at, now.boot + wait_s)
+        self.shut(ports, dev)
         if dev not in self.told:
             log.info("cannot listen interface=%s why=\"%s\"", dev, why)
             self.told.add(dev)
@@ -7663,10 +7818,21 @@ class Ports:
     def acts(self) -> dict[int, Callable[[], None]]:
         """What is to be done when a socket, by its number, has something."""
         self.shifted = False
-        found = {port.sock.fileno(): partial(self.drain, port, self.node.proxies[dev])
-                 for dev, port in self.outer.items()}
-        found |= {port.sock.fileno(): partial(self.hear_inside, port) for port in self.inner.values()}
-        return {**found, **({self.news.fileno(): self.forget_ways} if self.news else {})}
+        news = self.ways.news
+        found: dict[int, Callable[[], None]] = {news.fileno(): self.forget_ways} if news else {}
+        found |= {port.sock.fileno(): partial(self.drain, port, self.node.proxies[dev])
+                  for dev, port in self.outer.items()}
+        return found | {port.sock.fileno(): partial(self.hear_inside, port) for port in self.inner.values()}
+
+    def way_of(self, target: bytes, proxy: Proxy) -> int:
+        self.shifted |= self.ways.news is None                    # there will be one more to listen to
+        return self.ways.of(target, proxy.place.scope if proxy.place else 0)
+
+    def forget_ways(self) -> None:
+        self.shifted = True
+        self.ways.forget()
+        for proxy in self.node.proxies.values():
+            proxy.answers.clear()
 
     def deadline(self) -> float:
         return min(self.retry_at, *(proxy.deadline for proxy in self.node.proxies.values()), inf)
@@ -7675,23 +7841,27 @@ class Ports:
 
     def drain(self, port: Port, proxy: Proxy) -> None:
         """The shortest way: nothing is done here for each frame that can be done for all."""
-        now, frame, answered = clock_now().boot, b"", 0
+        now, frame, asked, answered = clock_now().boot, b"", b"", 0
         recv, send, ready = port.sock.recv, port.sock.send, proxy.answers.get
         try:
             for _ in range(DRAIN):
                 frame = recv(2048)
                 answer = ready(frame) or self.decided(proxy, frame, now)
                 if answer:
-                    answered += send(answer) > 0
+                    send(answer)
+                    asked, answered = frame, answered + 1
         except BlockingIOError:
             pass
         except OSError as why:
             self.fail(self.outer, port, why)
         if answered:
-            proxy.count("answered", frame, now, answered)
+            proxy.count("answered", asked, now, answered)
 
     def fail(self, ports: dict[str, Port], port: Port, why: OSError) -> None:
-        """It went down, or away; the next event of links, or a second, shows whether it is back."""
+        """It went down, or away, and is looked for again; or it only has no room."""
+        if why.errno in (errno.ENOBUFS, errno.ENOMEM):
+            self.node.counters["proxy not sent"] += 1
+            return
         log.limited("port", "closed interface=%s why=\"%s\"", port.place.dev, why.strerror)
         self.shut(ports, port.place.dev)
         self.shifted = True
@@ -7713,6 +7883,7 @@ class Ports:
 
     def ask_inside(self, probe: Probe) -> None:
         port = self.inner.get(probe.dev)
+        self.shifted |= any(probe.target in proxy.wired for proxy in self.node.proxies.values())  # there is a deadline
         if port is not None:
             try:
                 port.sock.send(solicit(port.place, probe.target))
@@ -7758,36 +7929,6 @@ class Ports:
                     self.ask_inside(found)
                 else:
                     self.node.wire(found)
-
-    # -- ways, for `auto` ----------------------------------------------------------------
-
-    def way_of(self, target: bytes, proxy: Proxy) -> int:
-        """The interface by which what comes in for this target leaves, 0 if by none; news of routes end that."""
-        if self.news is None:
-            self.news, self.shifted = netlink_socket(RTMGRP_ROUTE6, [(TAKE, 0, 0, 0xFFFF)]), True
-        if self.lookups is None:
-            self.lookups = netlink_socket(0, [(TAKE, 0, 0, 0xFFFF)])
-        index = proxy.place.scope if proxy.place else 0
-        body = bytes((AF_INET6, 128, 0, 0, 0, 0, 0, 0)) + bytes(4) + attribute(RTA_DST, target)
-        body += attribute(RTA_IIF, index.to_bytes(4, byteorder))
-        try:
-            self.lookups.send(NLMSG.pack(NLMSG.size + len(body), RTM["route"] + RTM_GET, 1, 1, 0) + body)
-            [(kind, found)] = netlink_messages(self.lookups.recv(8192))
-        except (OSError, ValueError):
-            self.lookups.close()
-            self.lookups = None
-            return 0
-        if kind != RTM["route"] or found[7] != RTN_UNICAST:
-            return 0
-        return number_in(attributes(found, 12), RTA_OIF)
-
-    def forget_ways(self) -> None:
-        """However many have changed: that costs the same."""
-        if self.news is not None:
-            self.news.close()
-            self.news, self.shifted = None, True
-        for proxy in self.node.proxies.values():
-            proxy.answers.clear()
 
 
 # ==== HOOKS =========================================================== I/O ====
@@ -8040,6 +8181,7 @@ class Daemon(Talker):
         self.routes_s = ROUTES_S                                  # from a change until then
         self.links_at = -inf                                      # from when on changes of links are heard
         self.repaired_at, self.repairs = -inf, 0.0                # one is forgotten every second
+        self.neighbours_at = -inf                                 # when to see whether our proxy neighbours are there
         self.hooks = Hooks()
         self.ports = Ports(self.node)
         self.controls = Controls(config.control)
@@ -8329,8 +8471,9 @@ class Daemon(Talker):
     def wait(self) -> list[Any]:
         now = clock_now()
         self.ports.prepare(now)
-        until = min(self.node.deadline, self.ports.deadline(), self.store.retry_at, self.hooks.kill_at,
-                    self.retry_install, self.routes_at, self.links_at if self.links_at > now.boot else inf,
+        until = min(self.node.deadline, self.ports.deadline(), self.neighbours_at, self.store.retry_at,
+                    self.hooks.kill_at, self.retry_install, self.routes_at,
+                    self.links_at if self.links_at > now.boot else inf,
                     *(control.until for control in self.controls.open), inf)
         sockets = [*self.sockets(), self.wake, *self.controls.sockets()]
         sockets += [self.kernel.monitor] if self.links_at <= now.boot else []
@@ -8398,6 +8541,14 @@ class Daemon(Talker):
             return [*effects, *self.repair(now)]
         return [*effects, Install()] if lost else effects         # what waits for a link may have it now
 
+    def see_neighbours(self, now: Now) -> None:
+        """Of those for which the kernel answers it does not tell who was removed."""
+        self.neighbours_at = now.boot + NEIGHBOURS_S if any(ndp.by_kernel for ndp in self.config.ndp) else inf
+        try:
+            self.node.wanted.changed |= self.kernel.missed(self.node.made)
+        except OSError as why:
+            log.limited("links", "cannot see neighbours why=\"%s\"", why)
+
     def repair(self, now: Now) -> list[Effect]:
         """At once; where somebody takes it away again and again, once a second."""
         self.repairs = max(0.0, self.repairs - (now.boot - self.repaired_at))
@@ -8435,9 +8586,11 @@ class Daemon(Talker):
         self.hooks.check(now)
         self.hooks.start(self.node, now)
         self.ports.tend(now)
+        if now.boot >= self.neighbours_at:
+            self.see_neighbours(now)
         if now.boot >= self.store.retry_at:
             self.rewrite(clean=False)
-        if now.boot >= self.retry_install:
+        if now.boot >= self.retry_install or self.node.wanted.changed:
             self.retry_install = inf
             self.install(now)
         if self.loading is not None:
@@ -8515,6 +8668,7 @@ class Daemon(Talker):
         for grantee in self.node.dismissed(config):
             self.hooks.expand(grantee, "stopped", now)
         effects = self.node.reconfigure(config, now)
+        self.neighbours_at = now.boot
         self.ports.follow(now)
         self.tell_lacking()
         self.routes_at = now.boot                                 # other ways matter now

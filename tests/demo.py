@@ -23,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, redirect_stdout
+from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 from types import FrameType
@@ -72,7 +73,7 @@ ask     = ::/56 on br-lan
 
 # ==== how it is told ==================================================================
 
-COLOURS = {"say": "1", "exit": "33", "home": "36", "wire": "32", "shown": "2", "bad": "31"}
+COLOURS = {"say": "1", "exit": "33", "vps": "33", "home": "36", "wire": "32", "shown": "2", "bad": "31"}
 
 
 def colour(kind: str, text: str) -> str:
@@ -175,14 +176,14 @@ def run_ddpd(host: Host) -> Program:
 # ==== the story =======================================================================
 
 
-def write_configs(lab: Lab) -> None:
+def write_configs(lab: Lab, **configs: str) -> None:
     public = {}
-    for name in ("exit", "home"):
+    for name in configs:
         key = lab.folder / f"{name}.key"
         key.touch(mode=0o600)
         key.write_text(ddpd(lab, "genkey") + "\n")
         public[name] = ddpd(lab, "pubkey", stdin=key.read_text())
-    for name, text in (("exit", EXIT), ("home", HOME)):
+    for name, text in configs.items():
         config = lab.folder / f"{name}.conf"
         config.touch(mode=0o600)
         config.write_text(text.format(**public))
@@ -194,7 +195,7 @@ def tell(lab: Lab) -> None:
     """The whole story; LabError if it does not come to its end."""
     say("Five hosts and four cables, just made.  Between exit and home there is only IPv4.")
     show(PICTURE)
-    write_configs(lab)
+    write_configs(lab, exit=EXIT, home=HOME)
     wire = lab["exit"].record("down")
     told = Told(wire)
     say("The grantor starts on exit, the grantee on home.  The ask for an IPv6 prefix goes "
@@ -277,16 +278,26 @@ def stop(_number: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def run(folder: Path) -> bool:
+@dataclass
+class Story:
+    """What `main` needs for one."""
+
+    names: tuple[str, ...]
+    build: Callable[[Lab], None]
+    tell: Callable[[Lab], None]            # LabError if it does not come to its end
+    missing: Callable[[], list[str]]
+
+
+def run(story: Story, folder: Path) -> bool:
     transcript = StringIO()               # the commands of the lab are of interest if it fails
     try:
         with ExitStack() as stack:
-            lab = Lab(*NAMES, folder=folder)
+            lab = Lab(*story.names, folder=folder)
             stack.push(lab)               # before it begins: whatever it has made is removed
             with redirect_stdout(transcript):
                 lab.__enter__()
-                build(lab)
-            tell(lab)
+                story.build(lab)
+            story.tell(lab)
         return True
     except LabError as error:
         print(transcript.getvalue())
@@ -294,9 +305,9 @@ def run(folder: Path) -> bool:
         return False
 
 
-def main() -> int:
-    if missing():
-        print(f"demo: please install {' and '.join(missing())} first", file=sys.stderr)
+def main(story: Story) -> int:
+    if story.missing():
+        print(f"demo: please install {' and '.join(story.missing())} first", file=sys.stderr)
         return 2
     why = own_world([sys.executable, *sys.argv])
     if why:
@@ -306,11 +317,11 @@ def main() -> int:
         signal.signal(number, stop)
     try:
         with tempfile.TemporaryDirectory(prefix="ddpd-demo-") as folder:
-            return 0 if run(Path(folder)) else 1
+            return 0 if run(story, Path(folder)) else 1
     except KeyboardInterrupt:
         print("demo: interrupted; nothing is left behind", file=sys.stderr)
         return 130
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(Story(NAMES, build, tell, missing)))

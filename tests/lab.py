@@ -494,11 +494,19 @@ def eventually(truth: Callable[[], object], within_s: float = 5.0, what: str = "
         time.sleep(every_s)
 
 
+def tried(command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["unshare", "-n", "sh", "-c", command], capture_output=True, text=True, check=False)
+
+
+def can(command: str) -> bool:
+    """For what not all kernels have, and is tested where they do."""
+    return tried(command).returncode == 0
+
+
 def needs(command: str) -> pytest.MarkDecorator:
     """Skip, loudly, where this kernel or user cannot do `command` in a fresh namespace."""
     import pytest
-    trial = subprocess.run(["unshare", "-n", "sh", "-c", command], capture_output=True, text=True,
-                           check=False)
+    trial = tried(command)
     why = f"this machine cannot: {command}: {trial.stderr.strip()}"
     if os.geteuid():
         why += "; not root: try `python tests/lab.py python -m pytest tests/netns`"

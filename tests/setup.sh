@@ -24,19 +24,22 @@ PROGRAMS='
   dnsmasq      dnsmasq-base         test bench
   kea-dhcp6    kea-dhcp6-server     bench
   dhcpd        isc-dhcp-server      bench
+  ndppd        ndppd                test bench
+  npd6         npd6                 test bench
   taskset      util-linux           bench
   wg           wireguard-tools      test
   wireguard-go wireguard-go         test
   busybox      busybox              test bench
-  nft          nftables             test
+  nft          nftables             test bench
   tcpdump      tcpdump              test
   ping         iputils-ping         test
+  ndisc6       ndisc6               test
   strace       strace               test
   sysctl       procps               test
   jq           jq                   check test
   shellcheck   shellcheck           check test
 '
-SERVICES='babeld radvd bird kea-dhcp6-server isc-dhcp-server'     # what their packages would start at the next boot
+SERVICES='babeld radvd bird kea-dhcp6-server isc-dhcp-server ndppd npd6'     # what their packages would start at the next boot
 BUNDLE=/etc/ssl/certs/ca-certificates.crt
 
 say() { echo "setup: $*" >&2; }

@@ -117,7 +117,7 @@ class Grantor:
             for n in range(held):
                 prefix = ddpd.Prefix(6, POOL.first + (n * (2**24 // held) << 72), 56)
                 key = (n + 10**9).to_bytes(32, "little")
-                lease = ddpd.Lease(key, 0, prefix, ddpd.LeaseState.ACTIVE, 43200.0, 43200.0)
+                lease = ddpd.Lease(key, 0, prefix, ddpd.LeaseState.ACTIVE, 43200.0, 43200.0, epoch=0)
                 yield lease.record(ddpd.Now(0.0, 0.0))
         with (self.folder / "leases.json").open("wb") as file:
             file.writelines(ddpd.LeaseFile().whole(leases()))
