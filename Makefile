@@ -19,7 +19,7 @@ demo-vps:       ## a rented host whose provider routes nothing, and a home behin
 	@$(WITH) demo tests/demo_vps.py
 
 test:           ## every test, in real namespaces too: set up, then run (root, minutes)
-	@$(WITH) test tests/halves.py
+	@$(WITH) test tests/lanes.py
 
 check: lint type  ## what must pass before a commit: lint, type, fast tests (no root, no network)
 	@$(WITH) check -m pytest --ignore=tests/netns -m 'not slow'

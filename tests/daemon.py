@@ -9,17 +9,22 @@ otherwise.  `prefix` goes before the command: ["ip", "netns", "exec", NAMESPACE]
 
 from __future__ import annotations
 
+import atexit
 import base64
 import json
 import os
+import py_compile
 import random
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -27,6 +32,16 @@ from typing import Any
 PROGRAM = Path(__file__).resolve().parent.parent / "ddpd.py"
 START_S = 15.0          # a start is far quicker; machines that test are busy
 STOP_S = 10.0
+
+
+@cache
+def compiled() -> Path:
+    """Byte code, as `make install` has it: thousands of starts would each compile all of it again."""
+    folder = Path(tempfile.mkdtemp(prefix="ddpd-"))
+    atexit.register(shutil.rmtree, folder)
+    folder.chmod(0o755)                    # some of them are nobody's
+    py_compile.compile(str(PROGRAM), str(folder / "ddpd.pyc"), doraise=True)
+    return folder / "ddpd.pyc"
 
 
 class Daemon:
@@ -40,7 +55,7 @@ class Daemon:
         self.prefix = list(prefix)
         self.env = {**os.environ, **(env or {})}
         self.process: subprocess.Popen[bytes] | None = None
-        self.program = PROGRAM
+        self.program = compiled()
         self.write(config)
 
     def __enter__(self) -> Daemon:

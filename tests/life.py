@@ -20,7 +20,7 @@ from collections.abc import Callable
 from functools import partial
 from ipaddress import ip_network
 
-from daemon import PROGRAM
+from daemon import PROGRAM, compiled
 from lab import Lab, LabError, busybox_path, eventually
 
 FIXED_S = 2.0                             # until all is as it should be; most take a tenth of that
@@ -261,7 +261,7 @@ table ip nat {
         self.home.program = newer
         self.home.start()
         assert self.home.status()["version"] == "9.9.9"
-        self.home.program = PROGRAM
+        self.home.program = compiled()
 
     def machine_off(self) -> None:
         """A power failure: no goodbye, and a kernel that knows nothing."""
