@@ -40,6 +40,7 @@ from _operator import _compare_digest as equal  # hmac.compare_digest, without w
 from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass, field, fields, replace
 from enum import Enum, IntEnum
@@ -124,15 +125,17 @@ REPAIRS:        Final = 10             # of what others remove, at once; then on
 MAX_ANSWERS:    Final = 1024           # advertisements kept ready for a solicitation that comes again
 MAX_ALIKE:      Final = 64             # askers of whom that is known which is the same in all their solicitations
 MAX_INSIDE:     Final = 1024           # neighbours inside that are known, and routes made to them, an interface
-MAX_PROBES:     Final = 256            # ... and unanswered questions for them
-PROBES_A_S:     Final = 1000           # ... and questions a second
+MAX_PROBES:     Final = 1250           # ... and unanswered questions for them
+PROBES_A_S:     Final = 1000           # ... and questions a second, and as many for who has answered before
+BURST_S:        Final = 0.25           # ... and so much of a second's at once
 PROBE_S:        Final = 1.0            # seconds in which a neighbour inside has to answer
 PROBES:         Final = 3              # ... before a route to it is taken away
 NEIGHBOURS_S:   Final = 10             # seconds between two looks at the kernel's proxy neighbours, if some are ours
 MAX_ASKERS:     Final = 4              # who are told of one neighbour at once
 WIRED_S:        Final = 600            # seconds until a route to a neighbour inside is looked after
-FILTERED:       Final = 32             # leases that the kernel's filter knows one by one; more: their pools
-MAX_PROGRAM:    Final = 512            # ... and instructions with which it does (optmem_max of old kernels: 20 KB)
+FILTERED:       Final = 24             # leases that the kernel's filter knows one by one; more: their pools
+MAX_PROGRAM:    Final = 240            # ... and instructions with which it does (old kernels have 20 KB for two such)
+WAY_S:          Final = 1.0            # seconds in which a route may end, or its next hop change, without news of it
 MAX_CELLS:      Final = 4096           # routes among which `auto` finds out which addresses go the same way
 DRAIN:          Final = 256            # frames taken from one interface before others are served
 RETRY_DISK_S:   Final = 10             # seconds between two tries to write what could not be written
@@ -1037,6 +1040,11 @@ class Ndp:
     allow: tuple[Prefix, ...]
     deny: tuple[Prefix, ...]
     ttl_s: float
+
+    @property
+    def inner(self) -> list[str]:
+        """The interfaces on which neighbours are asked for."""
+        return sorted({rule.dev for rule in self.rules if rule.dev})
 
     def refuses(self, target: Prefix) -> str:
         """Why there is no answer for this address, whatever the rules say; or nothing."""
@@ -1985,10 +1993,12 @@ def read_ndp(section: Section) -> Ndp:
     except ValueError as why:
         raise section.error("", why) from None
     leased_, rules = got["proxy"]
-    section.check("proxy", dev in {rule.dev for rule in rules}, f"asks on {dev} itself")
-    section.check("autowire", got["autowire"] and not any(rule.dev for rule in rules), "wants a rule `iface`")
-    return Ndp(dev, leased_, rules, got["router"], got["source"], got["method"] == "kernel", got["autowire"],
-               got["allow"], got["deny"], got["ttl"])
+    ndp = Ndp(dev, leased_, rules, got["router"], got["source"], got["method"] == "kernel", got["autowire"],
+              got["allow"], got["deny"], got["ttl"])
+    section.check("proxy", dev in ndp.inner, f"asks on {dev} itself")
+    section.check("autowire", ndp.autowire and not ndp.inner, "wants a rule `iface`")
+    section.check("ttl", ndp.ttl_s > 3600, "an hour at most (without a unit: seconds)")
+    return ndp
 
 
 def needs_of(section: Section) -> Iterator[tuple[str, str]]:
@@ -2631,7 +2641,8 @@ RTM_DELETED, RTM_GET = 1, 2                      # ... from those, that of what 
 RTA_DST, RTA_SRC, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC = 1, 2, 4, 5, 6, 7
 RTA_METRICS, RTA_TABLE, RTA_VIA = 8, 15, 18
 RTAX_MTU, RTN_UNICAST = 2, 1
-IFA_ADDRESS, IFA_LOCAL, IFLA_ADDRESS, IFLA_IFNAME, IFA_F_DEPRECATED = 1, 2, 1, 3, 0x20
+IFA_ADDRESS, IFA_LOCAL, IFLA_ADDRESS, IFLA_IFNAME = 1, 2, 1, 3
+IFA_F_DEPRECATED, IFA_F_TENTATIVE = 0x20, 0x40 | 0x08    # ... or a duplicate
 NDA_DST, NTF_PROXY, ARPHRD_ETHER = 1, 0x08, 1
 IFF_UP, IFF_POINTOPOINT, IFF_RUNNING, IFF_NOARP = 0x1, 0x10, 0x40, 0x80
 FRA_SRC, FRA_PRIORITY, FRA_TABLE = 2, 6, 15
@@ -2672,6 +2683,7 @@ class Links:
     flags: dict[int, int] = field(default_factory=dict)           # down and up again loses routes
     fading: frozenset[tuple[int, Prefix]] = frozenset()           # addresses that are deprecated
     macs: dict[int, bytes] = field(default_factory=dict)          # of what is like Ethernet
+    tentative: frozenset[tuple[int, Prefix]] = frozenset()        # addresses that may be somebody else's (RFC 4862 5.4)
 
     def neighbour(self, host: Prefix, index: int) -> bool:
         """Is this address directly connected on that interface, and not our own?"""
@@ -2703,7 +2715,7 @@ class Links:
 
 
 def links_of(replies: Iterable[tuple[int, bytes]]) -> Links:
-    names, flags, addresses, fading, macs = {}, {}, [], [], {}
+    names, flags, addresses, fading, macs, tentative = {}, {}, [], [], {}, []
     for kind, body in replies:
         if kind == RTM["link"]:
             index, found = int.from_bytes(body[4:8], byteorder), attributes(body, 16)
@@ -2718,7 +2730,8 @@ def links_of(replies: Iterable[tuple[int, bytes]]) -> Links:
                 own = Prefix(4 if len(packed) == 4 else 6, int.from_bytes(packed, "big"), body[1])
                 addresses.append((int.from_bytes(body[4:8], byteorder), own))
                 fading += addresses[-1:] if body[2] & IFA_F_DEPRECATED else []
-    return Links(names, tuple(addresses), flags, frozenset(fading), macs)
+                tentative += addresses[-1:] if body[2] & IFA_F_TENTATIVE else []
+    return Links(names, tuple(addresses), flags, frozenset(fading), macs, frozenset(tentative))
 
 
 def reach_in(found: Mapping[int, bytes], names: Mapping[int, str]) -> Reach:
@@ -5097,7 +5110,7 @@ NO_ADDRESS: Final = bytes(16)
 ALL_NODES: Final = inet_pton(AF_INET6, "ff02::1")
 SOLICITED_NODE: Final = inet_pton(AF_INET6, "ff02::1:ff00:0")[:13]
 FRAME: Final = struct.Struct(">6s6sHIHBB16s16sBBHI16s")           # up to the end of the target
-SKIPPED: Final = ((0, 60), (60,))        # extension headers: options hop by hop, then for the destination
+SKIPPED: Final = (0, 60)                 # extension headers: options, hop by hop or for the destination
 number = int.from_bytes                  # big-endian, as all that the network says
 
 
@@ -5108,6 +5121,7 @@ class Heard(NamedTuple):
     source: bytes
     destination: bytes
     target: bytes
+    is_solicited: bool                   # flag S of an advertisement
 
     @property
     def is_probe(self) -> bool:
@@ -5116,24 +5130,14 @@ class Heard(NamedTuple):
 
 
 def stripped(frame: bytes) -> bytes:
-    """Without extension headers.  A fragment is not read (RFC 6980), nor an option that asks to be dropped."""
-    header, at = frame[20], 54
-    for skipped in SKIPPED:
-        if header not in skipped or len(frame) < at + 8:
-            break
-        end, option = at + 8 + 8 * frame[at + 1], at + 2
-        while option < end <= len(frame):
-            kind = frame[option]
-            if kind > 0x3F:
-                raise Drop("extension header")
-            option += 1 if kind == 0 else 2 + frame[option + 1] if option + 1 < end else end
-        if option != end:
-            raise Drop("extension header")
-        header, at = frame[at], end
-    left = number(frame[18:20]) - (at - 54)
-    if header != ICMPV6 or left < 0:
+    """Without an extension header.  A fragment is not read (RFC 6980), nor an option that asks to be dropped."""
+    end, option = 62 + 8 * frame[55] if len(frame) > 55 else 0, 56
+    while option < end <= len(frame) and frame[option] <= 0x3F:
+        option += 1 if frame[option] == 0 else 2 + frame[option + 1] if option + 1 < end else end
+    left = number(frame[18:20]) - (end - 54)
+    if frame[20] not in SKIPPED or option != end or frame[54] != ICMPV6 or left < 0:
         raise Drop("extension header")
-    return frame[:18] + left.to_bytes(2, "big") + bytes((header,)) + frame[21:54] + frame[at:]
+    return frame[:18] + left.to_bytes(2, "big") + frame[54:55] + frame[21:54] + frame[end:]
 
 
 def options_in(frame: bytes, at: int, end: int, meant: int) -> bytes:
@@ -5155,7 +5159,8 @@ def read_neighbour(frame: bytes, meant: int, option: int) -> Heard:
         frame = stripped(frame)
     if len(frame) < FRAME.size:
         raise Drop("short")
-    _, mac, ethertype, head, length, _, hops, source, destination, kind, code, _, _, target = FRAME.unpack_from(frame)
+    (_, mac, ethertype, head, length, _, hops, source, destination,
+     kind, code, _, word, target) = FRAME.unpack_from(frame)
     if ethertype != 0x86DD or head >> 28 != 6 or kind != meant:
         raise Drop("another kind")
     if hops != 255 or code or target[0] == 0xFF:
@@ -5170,23 +5175,23 @@ def read_neighbour(frame: bytes, meant: int, option: int) -> Heard:
     mac = link if len(link) == 6 else mac
     if source[0] == 0xFF or mac[0] & 1 or (link and source == NO_ADDRESS):
         raise Drop("source")
-    return Heard(mac, source, destination, target)
+    return Heard(mac, source, destination, target, bool(word >> 24 & SOLICITED))
 
 
 def read_solicitation(frame: bytes) -> Heard:
+    """RFC 4861 7.1.1; a probe goes to the group only."""
     heard = read_neighbour(frame, SOLICITATION, SOURCE_MAC)
-    group = heard.destination[:13] == SOLICITED_NODE and heard.destination[13:] == heard.target[13:]
-    others = ALL_NODES if heard.source != NO_ADDRESS else b""     # a probe goes to the group only
-    if not group and (heard.destination[0] == 0xFF or not others) and heard.destination != others:
+    groups = {SOLICITED_NODE + heard.target[13:]} | ({ALL_NODES} if not heard.is_probe else set())
+    if heard.destination not in groups and (heard.is_probe or heard.destination[0] == 0xFF):
         raise Drop("destination")
     return heard
 
 
 def read_advertisement(frame: bytes) -> Heard:
-    """Of a neighbour that was asked."""
+    """RFC 4861 7.1.2; of a neighbour that was asked."""
     heard = read_neighbour(frame, ADVERTISEMENT, TARGET_MAC)
-    if heard.source == NO_ADDRESS:
-        raise Drop("source")
+    if heard.destination[0] == 0xFF and heard.is_solicited:
+        raise Drop("solicited by a group")
     return heard
 
 
@@ -5196,18 +5201,22 @@ class Place(NamedTuple):
     dev: str
     scope: int                           # its index
     mac: bytes
-    addresses: tuple[bytes, ...]         # link-local first
-    own: frozenset[bytes]                # those of all interfaces
+    addresses: tuple[bytes, ...]         # that packets may come from, link-local first
+    own: frozenset[bytes]                # all of all interfaces
 
 
-def place_on(dev: str, links: Links) -> Place | None:
-    """None while there is no such interface, or it is down, or not like Ethernet."""
+def place_on(dev: str, links: Links) -> Place | str:
+    """Or why it is no place to listen."""
     index = links.index(dev)
-    if not links.flags.get(index, 0) & IFF_UP or index not in links.macs:
-        return None
-    found = [(at, own.packed) for at, own in links.addresses if own.version == 6]
-    mine = sorted((packed for at, packed in found if at == index), key=lambda packed: packed[0] != 0xFE)
-    return Place(dev, index, links.macs[index], tuple(mine), frozenset(packed for _, packed in found))
+    if index not in links.macs:
+        return "not like Ethernet" if index else "there is none"
+    if not links.flags.get(index, 0) & IFF_UP:
+        return "down"
+    own = frozenset(own.packed for _, own in links.addresses if own.version == 6)
+    mine = [own.packed for at, own in links.addresses
+            if at == index and own.version == 6 and (at, own) not in links.tentative]
+    mine.sort(key=lambda packed: packed[0] != 0xFE)
+    return Place(dev, index, links.macs[index], tuple(mine), own)
 
 
 def sealed_frame(macs: bytes, source: bytes, destination: bytes, kind: bytes, rest: bytes) -> bytes:
@@ -5219,11 +5228,9 @@ def sealed_frame(macs: bytes, source: bytes, destination: bytes, kind: bytes, re
 
 
 def solicit(place: Place, target: bytes) -> bytes:
-    """The question for a neighbour inside."""
-    to, group = b"\x33\x33\xff" + target[13:], SOLICITED_NODE + target[13:]
-    if not place.addresses:                                       # without a source no option may be there
-        return sealed_frame(to + place.mac, NO_ADDRESS, group, b"\x87\0", bytes(4) + target)
-    return sealed_frame(to + place.mac, place.addresses[0], group, b"\x87\0", bytes(4) + target + b"\1\1" + place.mac)
+    """The question for a neighbour inside.  place: has an address."""
+    macs, rest = b"\x33\x33\xff" + target[13:] + place.mac, bytes(4) + target + b"\1\1" + place.mac
+    return sealed_frame(macs, place.addresses[0], SOLICITED_NODE + target[13:], b"\x87\0", rest)
 
 
 class Alike(NamedTuple):
@@ -5265,7 +5272,7 @@ class Wire(NamedTuple):
     dev: str
 
 
-@dataclass
+@dataclass(slots=True)
 class Waiting:
     """Who wants to know whether a neighbour inside answers."""
 
@@ -5302,17 +5309,23 @@ class Proxy:
         self.wired: dict[bytes, Wired] = {}
         self.counts: Counter[str] = Counter()
         self.last: dict[str, tuple[float, bytes]] = {}            # the last frame of each fate, and when
-        self.full_at = -inf                                       # when the bucket of probes is full again
+        self.full_at = {True: -inf, False: -inf}                  # when the bucket of probes is full; of known ones
+        self.inside: Counter[str] = Counter()                     # advertisements from inside that were of no use
+        self.stale_at = inf                                       # when a way that was found has to be looked for again
 
     def settle(self, place: Place | None) -> None:
         """Leases, routes or the interface may have changed: nothing that was decided stands."""
         self.place = place
         if place is not None:
             self.mac, self.addresses = place.mac, place.addresses
-        self.answers.clear()
         self.alike.clear()
+        self.forget_answers()
         self.masks = [(-1 << 128 - length, length) for version, length in sorted(self.stock.lengths, reverse=True)
                       if version == 6 and self.stock.lengths[version, length]]
+
+    def forget_answers(self) -> None:
+        self.answers.clear()
+        self.stale_at = inf
 
     def count(self, fate: str, frame: bytes, now: float, times: int = 1) -> None:
         self.counts[fate] += times
@@ -5327,6 +5340,8 @@ class Proxy:
             return answer
         heard = read_solicitation(frame)
         own = self.place.own if self.place else ()
+        if heard.source in own:
+            raise Drop("ours")
         if heard.destination[0] != 0xFF and heard.destination != heard.target and heard.destination not in own:
             raise Drop("destination")
         rule = self.rule_of(heard.target, heard.is_probe)
@@ -5364,12 +5379,13 @@ class Proxy:
             self.alike[frame[6:51] + frame[54:56] + frame[78:]] = alike_of(frame, heard, answer)
         return answer
 
-    def led(self, frame: bytes, heard: Heard, index: int) -> bytes:
+    def led(self, frame: bytes, heard: Heard, index: int, now: float) -> bytes:
         """The answer to a Seek.  index: of the interface by which a packet would leave, 0 if by none."""
         if index == 0 or self.place is None:
             raise Drop("no route")
         if index == self.place.scope:
             raise Drop("route leads back")
+        self.stale_at = min(self.stale_at, now + WAY_S)
         return self.answer(frame, heard)
 
     def rule_of(self, address: bytes, is_probe: bool) -> Proxied | None:
@@ -5377,6 +5393,8 @@ class Proxy:
         ndp, target = self.ndp, number(address)
         if self.place is not None and address in self.place.own:
             raise Drop("own address")
+        if address[0] == 0xFE and address[1] & 0xC0 == 0x80:
+            raise Drop("link-local target")
         if (ndp.allow or ndp.deny) and (why := ndp.refuses(Prefix(6, target, 128))):
             raise Drop(why)
         rule, lease = self.rule_at(target), self.lease_of(target) if ndp.leased else None
@@ -5431,19 +5449,18 @@ class Proxy:
     # -- neighbours inside ------------------------------------------------------------
 
     def look_inside(self, heard: Heard, dev: str, now: float) -> bytes | Probe | None:
-        """Answer at once for who has answered just now; else ask.  A scan of all addresses costs others little."""
+        """Answer at once for who has answered just now; else ask.  A scan does not keep us from who answered before."""
         if self.known.get(heard.target, -inf) > now:
             return self.advertise(heard)
-        for target in [target for target, waiting in islice(self.waiting.items(), 8) if waiting.until <= now]:
-            del self.waiting[target]
         waiting = self.waiting.get(heard.target)
         if waiting is not None and waiting.until > now:
             if heard not in waiting.askers and len(waiting.askers) < MAX_ASKERS:
                 waiting.askers.append(heard)
             return None
-        if self.full_at - now > 1.0:
+        is_known = heard.target in self.known
+        if self.full_at[is_known] - now > BURST_S:
             raise Drop("too many")
-        self.full_at = max(self.full_at, now) + 1 / PROBES_A_S
+        self.full_at[is_known] = max(self.full_at[is_known], now) + 1 / PROBES_A_S
         if len(self.waiting) >= MAX_PROBES:
             del self.waiting[next(iter(self.waiting))]
         self.waiting.pop(heard.target, None)                      # to stand behind all others
@@ -5463,7 +5480,7 @@ class Proxy:
             del self.known[next(iter(self.known))]
         self.known[heard.target] = now + self.ndp.ttl_s
         wire = None
-        if self.ndp.autowire and (wired is not None or len(self.wired) < MAX_INSIDE):
+        if self.ndp.autowire and (wired or len(self.wired) < MAX_INSIDE) and not self.is_leased(heard.target):
             self.wired[heard.target] = Wired(dev, now + WIRED_S)
             wire = Wire(heard.target, dev)
         return [self.advertise(asker) for asker in (waiting.askers if waiting and self.place else ())], wire
@@ -5487,14 +5504,25 @@ class Proxy:
 
     def adopt(self, routes: Iterable[Route], now: float) -> list[Wire]:
         """What an earlier run has wired: asked at once."""
-        devs = {rule.dev for rule in self.ndp.rules if rule.dev} if self.ndp.autowire else set()
+        devs = self.ndp.inner if self.ndp.autowire else []
         for route in routes:
             prefix, dev = route.prefix, route.reach.dev
-            if dev in devs and prefix.shape == (6, 128) and route == wired_route(prefix.packed, dev):
+            if dev in devs and prefix.shape == (6, 128) and route == wired_route(prefix.packed, dev) \
+                    and not self.is_leased(prefix.packed):
                 rule = self.rule_at(prefix.first)
                 if rule is not None and rule.kind == "iface":
                     self.wired.setdefault(prefix.packed, Wired(dev, now))
         return [Wire(target, wired.dev) for target, wired in self.wired.items()]
+
+    def is_leased(self, target: bytes) -> bool:
+        return any(lease.living for lease in self.stock.covering(prefix_of(target, 128)))
+
+    def let_go(self) -> list[Wire]:
+        """What is leased since it was wired is the lease's."""
+        lost = [target for target in self.wired if self.is_leased(target)]
+        for target in lost:
+            del self.wired[target]
+        return [Wire(target, "") for target in lost]
 
     def plausible(self, most: int) -> list[Prefix] | None:
         """What is worth being heard, for the kernel's filter; None: anything."""
@@ -5580,7 +5608,7 @@ class Node:
         self.outdated: list[Key] = []                             # in the lease file, and no longer true
         self.secret = secret
         self.lent: set[Prefix] = set()                            # what pools have had of the grantors above
-        self.proxies: dict[str, Proxy] = {}                       # by interface
+        self.proxies, self.deaf = dict[str, Proxy](), dict[str, str]()     # by interface; of those not heard, why
         self.add_grantees(config)
         self.settle_pools(Now(0.0, 0.0), anew=True)
         self.add_proxies(config)
@@ -5603,13 +5631,17 @@ class Node:
                         else Proxy(ndp, self.grantor.stock) for ndp in config.ndp}
         self.place_proxies()
         self.grantor.hand_over(config.ndp)
-        for proxy in [proxy for proxy in old.values() if proxy not in self.proxies.values()]:
-            for target in proxy.wired:
+        for dev, proxy in old.items():
+            new = self.proxies.get(dev)
+            routes = [wired_route(target, wired.dev) for target, wired in proxy.wired.items()]
+            kept = {wire.target for wire in (new.adopt(routes, -inf) if new else ())}
+            for target in proxy.wired.keys() - kept:
                 self.wire(Wire(target, ""))
 
     def place_proxies(self) -> None:
         for dev, proxy in self.proxies.items():
-            proxy.settle(place_on(dev, self.links))
+            place = place_on(dev, self.links)
+            proxy.settle(place if isinstance(place, Place) else None)
 
     def wire(self, wire: Wire) -> None:
         """What is leased is not wired: its route is the lease's."""
@@ -6172,13 +6204,15 @@ def pool_row(node: Node, pool: Pool) -> dict[str, Any]:
 OUTCOMES: Final = ("answered", "asked inside")                    # the other fates of what was heard are reasons
 
 
-def proxy_row(proxy: Proxy) -> dict[str, Any]:
-    counts, state = proxy.counts, "listens" if proxy.place else "waits for the interface"
-    rules = ["leased"] * proxy.ndp.leased + [str(rule) for rule in proxy.ndp.rules]
-    return {"interface": proxy.ndp.dev, "state": state, "proxied": rules, "heard": counts.total(),
+def proxy_row(proxy: Proxy, deaf: Mapping[str, str]) -> dict[str, Any]:
+    ndp, counts = proxy.ndp, proxy.counts
+    return {"interface": ndp.dev, "state": f"cannot listen: {deaf[ndp.dev]}" if ndp.dev in deaf else "listens",
+            "method": "kernel" if ndp.by_kernel else "own",
+            "proxied": ["leased"] * ndp.leased + [str(rule) for rule in ndp.rules], "heard": counts.total(),
             "answered": counts["answered"], "asked_inside": counts["asked inside"],
             "ignored": {fate: count for fate, count in sorted(counts.items()) if fate not in OUTCOMES},
-            "known_inside": len(proxy.known), "wired": len(proxy.wired)}
+            "inside": dict(sorted(proxy.inside.items())), "known_inside": len(proxy.known), "wired": len(proxy.wired),
+            "deaf_inside": {dev: deaf[dev] for dev in ndp.inner if dev in deaf}}
 
 
 def frame_shown(frame: bytes) -> dict[str, str]:
@@ -6189,11 +6223,11 @@ def frame_shown(frame: bytes) -> dict[str, str]:
             "to": inet_ntop(AF_INET6, frame[38:54])}
 
 
-def proxy_shown(proxy: Proxy, now: Now) -> dict[str, Any]:
+def proxy_shown(proxy: Proxy, deaf: Mapping[str, str], now: Now) -> dict[str, Any]:
     """The looking glass of an interface: the last frame of each fate."""
     last = [{"fate": fate, "ago": int(now.boot - at), **frame_shown(frame), "frame": frame.hex()}
             for fate, (at, frame) in sorted(proxy.last.items(), key=lambda row: -row[1][0])]
-    return {**proxy_row(proxy), "last": last}
+    return {**proxy_row(proxy, deaf), "last": last}
 
 
 def status_of(node: Node, now: Now, most: int) -> dict[str, Any]:
@@ -6209,7 +6243,7 @@ def status_of(node: Node, now: Now, most: int) -> dict[str, Any]:
         "granted_in_all": sum(grantor.stock.living.values()),
         "held": [row for grantee in node.grantees.values() for row in held_rows(grantee, now)],
         "grantors": [grantor_row(grantee) for grantee in node.grantees.values()],
-        "ndp": [proxy_row(proxy) for proxy in node.proxies.values()],
+        "ndp": [proxy_row(proxy, node.deaf) for proxy in node.proxies.values()],
         "grantees": len(node.config.agreements),
         "skipped": len(node.config.skipped),
         "sessions": len(node.responder.sessions),
@@ -6272,7 +6306,7 @@ def show_of(node: Node, what: str, now: Now) -> dict[str, Any]:
                 "next_in": seconds(grantee.timer - now.boot), "held": held_rows(grantee, now)}
     peer = peer_named(node, what)
     if peer is None and what in node.proxies:
-        return proxy_shown(node.proxies[what], now)
+        return proxy_shown(node.proxies[what], node.deaf, now)
     if peer is None:
         raise ValueError(f"no peer named '{what}'")
     glass = peer.glass
@@ -6369,8 +6403,9 @@ def status_text(said: Mapping[str, Any], colours: bool) -> str:
         [g["name"], g["state"], g["at"], g["interface"], "" if g["trip_ms"] is None else f"{g['trip_ms']} ms",
          ", ".join(g["default"]), "; ".join(f"slot {r['slot']}: {r['reason']} ({r['text']})" for r in g["refused"])]
         for g in said["grantors"]])
-    lines += table("ndp", [["", "state", "proxied", "heard", "answered", "ignored"]] + [
-        [p["interface"], p["state"], "; ".join(p["proxied"]), str(p["heard"]), str(p["answered"]),
+    lines += table("ndp", [["", "state", "proxied", "heard", "answered", "asked inside", "ignored"]] + [
+        [p["interface"], p["state"], "; ".join(p["proxied"]), *(str(p[count]) for count in
+                                                               ("heard", "answered", "asked_inside")),
          ", ".join(f"{count} {reason}" for reason, count in p["ignored"].items())] for p in said["ndp"]])
     lines += table("counter", [["", "count"]] + [[name, str(count)] for name, count in said["counters"].items()])
     return "\n".join(lines)
@@ -6385,9 +6420,9 @@ def nested_text(said: Mapping[str, Any], indent: str = "") -> Iterator[str]:
         elif isinstance(value, list) and value and isinstance(value[0], Mapping):
             yield f"{indent}{name}"
             for row in value:
-                said_ = (f"{key}={part}" for key, part in row.items() if part not in ("", [], False))
+                said_ = (f"{key}={part}" for key, part in row.items() if part not in ("", []) and part is not False)
                 yield f"{indent}  " + "  ".join(said_)
-        elif value not in ("", [], False):
+        elif value not in ("", []) and value is not False:
             yield f"{indent}{name:10} {' '.join(map(str, value)) if isinstance(value, list) else value}"
 
 
@@ -6408,6 +6443,10 @@ METRICS: Final = (                       # name, type, help; `NAME REASON` count
     ("refusals_total",        "counter", "Slots refused, by reason."),
     ("failures_total",        "counter", "What else went wrong, by kind."),
     ("solicitations_total",   "counter", "Neighbour solicitations heard, by interface and fate."),
+    ("proxy_listens",         "gauge",   "1: solicitations are heard on this interface."),
+    ("proxy_known_inside",    "gauge",   "Neighbours inside that have answered."),
+    ("proxy_unanswered_inside", "gauge", "Solicitations for which nobody inside has answered."),
+    ("proxy_wired",           "gauge",   "Routes made to neighbours inside."),
     ("leases",                "gauge",   "Leases given, by pool."),
     ("pool_free_ratio",       "gauge",   "Part of a pool that is free."),
     ("held_leases",           "gauge",   "Leases held, by grantor."),
@@ -6434,9 +6473,12 @@ def samples(said: Mapping[str, Any]) -> Iterator[tuple[str, str, float]]:
         metric, label = COUNTED.get(head, ("failures_total", "kind"))
         yield metric, labelled(label, rest if head in COUNTED else name), count
     for proxy in said["ndp"]:
-        fates = {"answered": proxy["answered"], "asked inside": proxy["asked_inside"], **proxy["ignored"]}
-        for fate, count in fates.items():
+        for fate, count in {"answered": proxy["answered"], **proxy["ignored"]}.items():
             yield "solicitations_total", f"{labelled('interface', proxy['interface'])},{labelled('fate', fate)}", count
+        gauges = {"listens": proxy["state"] == "listens", "unanswered_inside": proxy["asked_inside"],
+                  "known_inside": proxy["known_inside"], "wired": proxy["wired"]}
+        for gauge, value in gauges.items():
+            yield f"proxy_{gauge}", labelled("interface", proxy["interface"]), int(value)
     for pool in said["pools"]:
         yield "leases", labelled("pool", pool["name"]), pool["leases"]
         yield "pool_free_ratio", labelled("pool", pool["name"]), pool["free_fraction"]
@@ -6736,17 +6778,43 @@ def has_default(dev: str) -> bool:
         return True
 
 
+def routers_on(dev: str) -> set[Prefix]:
+    """The next hops of IPv6 routes by this interface."""
+    try:
+        with open("/proc/net/ipv6_route") as routes:
+            hops = {row[4] for row in map(str.split, routes) if row[-1] == dev}
+    except OSError:
+        return set()
+    return {prefix_of(bytes.fromhex(hop), 128) for hop in hops if hop.strip("0")}
+
+
+def takings(ndp: Ndp, pools: Iterable[Pool]) -> Iterator[str]:
+    """Routers whose address would be answered for, or given away."""
+    for router in sorted(routers_on(ndp.dev)):
+        rule = next((rule for rule in ndp.rules if rule.prefix.holds(router)), None)
+        if rule is not None and rule.kind in ("static", "iface"):
+            yield f"[ndp {ndp.dev}] answers for the router {router} too (a line `never {router}` ends that)"
+        for pool in pools if ndp.leased else ():
+            if pool.prefix.holds(router) and not any(hole.holds(router) for hole in pool.reserve):
+                yield f"[pool {pool.name}] may give away the router {router.host} (reserve = {router.host})"
+
+
 def hindrances(config: Config) -> Iterator[str]:
     """What in this system keeps what is proxied from being reached."""
     if config.ndp and sysctl("conf/all/forwarding") == 0:
         yield "net.ipv6.conf.all.forwarding = 0: nothing is passed on to what is proxied (sysctl -w ...=1)"
     for ndp in config.ndp:
+        yield from (f"there is no interface {dev} (yet)" for dev in (ndp.dev, *ndp.inner)
+                    if not os.path.exists(f"/sys/class/net/{dev}"))
+        yield from takings(ndp, config.pools)
+        if ndp.leased and not config.pools:
+            yield f"[ndp {ndp.dev}] proxy = leased, but there is no [pool] to lease from"
         if sysctl("conf/all/forwarding") and sysctl(f"conf/{ndp.dev}/accept_ra") == 1 and not has_default(ndp.dev):
             yield (f"net.ipv6.conf.{ndp.dev}.accept_ra = 1: with forwarding on, no router advertisement is heard "
                    "there, and there is no default route (2, if it comes from them)")
         if os.path.exists(f"/sys/class/net/{ndp.dev}/brport"):
             yield f"{ndp.dev} is a port of a bridge, so nothing is heard there ([ndp] wants the bridge)"
-        if ndp.by_kernel and sysctl(f"conf/{ndp.dev}/proxy_ndp") == 0:
+        if ndp.by_kernel and sysctl(f"conf/{ndp.dev}/proxy_ndp") == sysctl("conf/all/proxy_ndp") == 0:
             yield f"net.ipv6.conf.{ndp.dev}.proxy_ndp = 0: `method = kernel` needs 1, else nobody answers"
         if ndp.by_kernel and sysctl(f"neigh/{ndp.dev}/proxy_delay"):
             yield f"net.ipv6.neigh.{ndp.dev}.proxy_delay is not 0: the kernel waits before it answers"
@@ -6758,10 +6826,13 @@ CAPABILITIES: Final = {"CAP_NET_BIND_SERVICE": 10, "CAP_NET_ADMIN": 12, "CAP_NET
 def lacking(config: Config) -> Iterator[str]:
     """The capabilities that the configuration needs, and this process does not have."""
     try:
-        [have] = [int(line.split()[1], 16) for line in read_file("/proc/self/status").splitlines()
-                  if line.startswith(b"CapEff:")]
+        lines = read_file("/proc/self/status").splitlines()
+        sets = {line[3:6]: int(line[7:], 16) for line in lines if line[:3] == b"Cap"}
     except (OSError, ValueError):
         return
+    have = sets[b"Eff"]
+    if os.geteuid():                                              # `ip` has only what is handed on to it
+        have &= sets[b"Amb"] | ~(1 << CAPABILITIES["CAP_NET_ADMIN"])
     yield from (f"no {need.capability}, which {config.file} {need.where} needs" for need in config.needs
                 if not have >> CAPABILITIES[need.capability] & 1)
 
@@ -7631,10 +7702,10 @@ class Talker:
 # sent by one would make the kernel ask for whoever asked.  So frames come in and go out here.
 
 ETH_P_IPV6: Final = 0x86DD
-SOL_PACKET, PACKET_ADD_MEMBERSHIP, PACKET_MR_ALLMULTI, PACKET_IGNORE_OUTGOING = 263, 1, 2, 23
-SO_RCVBUFFORCE: Final = 33
+SOL_PACKET, PACKET_ADD_MEMBERSHIP, PACKET_MR_ALLMULTI = 263, 1, 2
 LOAD_AT_X, LOAD_WORD_AT_X, SET_X, INTO_X, AND, ADD, SHIFT, MORE = 0x50, 0x40, 0x01, 0x07, 0x54, 0x04, 0x64, 0x25
 PACKET_KIND: Final = 0xFFFFF004          # to us, to all, to a group; else to somebody else (as with a foreign VLAN)
+PACKET_DEV: Final = 0xFFFFF008           # the interface that it is for
 RTMGRP_ROUTE6: Final = 0x400 | 1 << 18   # and rules
 RTA_IIF: Final = 3
 
@@ -7677,9 +7748,8 @@ class Port:
         self.place, self.program = place, program
         self.sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, 0)
         try:
-            attach_filter(self.sock, program)
+            self.filter()
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
-            self.sock.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
             self.sock.setsockopt(SOL_PACKET, PACKET_ADD_MEMBERSHIP,          # ends with the socket, whatever happens
                                  struct.pack("=iHH8x", place.scope, PACKET_MR_ALLMULTI, 0))
             self.sock.bind((place.dev, ETH_P_IPV6))               # from here on something is heard
@@ -7687,10 +7757,15 @@ class Port:
             self.sock.close()
             raise
 
+    def filter(self) -> None:
+        """What comes for a VLAN above is heard below, too: not here."""
+        head: list[Instruction] = [(0x20, 0, 0, PACKET_DEV), (IS, 1, 0, self.place.scope), (TAKE, 0, 0, 0)]
+        attach_filter(self.sock, [*head, *self.program])
+
     def fit(self, program: list[Instruction]) -> None:
         if program != self.program:
-            attach_filter(self.sock, program)
             self.program = program
+            self.filter()
 
 
 class Ways:
@@ -7759,10 +7834,10 @@ class Ports:
         self.node = node
         self.outer: dict[str, Port] = {}
         self.inner: dict[str, Port] = {}
-        self.told: set[str] = set()                               # interfaces that are waited for, or cannot be heard
         self.seen = -1                                            # changes of leases
         self.retry_at = inf
         self.shifted = False                                      # there is more to be done than to answer
+        self.wired = False                                        # ... namely to make or unmake routes
         self.ways = Ways()                                        # for `auto`
 
     # -- interfaces -------------------------------------------------------------------
@@ -7774,7 +7849,8 @@ class Ports:
         outer = {dev: neighbour_program(SOLICITATION, proxy.plausible(FILTERED)) for dev, proxy in proxies.items()}
         inner = {dev: neighbour_program(ADVERTISEMENT, [rule.prefix for proxy in proxies.values()
                                                         for rule in proxy.ndp.rules if rule.dev == dev])
-                 for dev in {rule.dev for proxy in proxies.values() for rule in proxy.ndp.rules if rule.dev}}
+                 for dev in {dev for proxy in proxies.values() for dev in proxy.ndp.inner}}
+        self.node.deaf = {dev: why for dev, why in self.node.deaf.items() if dev in outer or dev in inner}
         for ports, wanted in (self.outer, outer), (self.inner, inner):
             for dev in ports.keys() - wanted.keys():
                 self.shut(ports, dev)
@@ -7782,26 +7858,25 @@ class Ports:
                 self.keep(ports, dev, program, now)
 
     def keep(self, ports: dict[str, Port], dev: str, program: list[Instruction], now: Now) -> None:
-        place, port = place_on(dev, self.node.links), ports.get(dev)
-        why = "absent, down, or not like Ethernet"
-        if place is not None:
-            try:
-                if port is not None and port.place[:3] == place[:3]:
-                    port.place = place
-                    port.fit(program)
-                    return
-                self.shut(ports, dev)
-                ports[dev] = Port(place, program)
-                log.info("listens interface=%s", dev)
-                self.told.discard(dev)
+        found, port = place_on(dev, self.node.links), ports.get(dev)
+        try:
+            if isinstance(found, str):
+                raise OSError(0, found)
+            if port is not None and port.place[:3] == found[:3]:
+                port.place = found
+                port.fit(program)
                 return
-            except OSError as error:
-                why, wait_s = str(error.strerror), RETRY_INSTALL_S if error.errno == errno.EPERM else 1.0
-                self.retry_at = min(self.retry_at, now.boot + wait_s)
-        self.shut(ports, dev)
-        if dev not in self.told:
-            log.info("cannot listen interface=%s why=\"%s\"", dev, why)
-            self.told.add(dev)
+            self.shut(ports, dev)
+            ports[dev] = Port(found, program)
+            log.info("listens interface=%s", dev)
+            self.node.deaf.pop(dev, None)
+        except OSError as why:
+            self.shut(ports, dev)
+            if why.errno:
+                self.retry_at = min(self.retry_at, now.boot + (RETRY_INSTALL_S if why.errno == errno.EPERM else 1.0))
+            if self.node.deaf.get(dev) != str(why.strerror):
+                log.info("cannot listen interface=%s why=\"%s\"", dev, why.strerror)
+                self.node.deaf[dev] = str(why.strerror)
 
     @staticmethod
     def shut(ports: dict[str, Port], dev: str) -> None:
@@ -7813,6 +7888,8 @@ class Ports:
         if self.node.grantor.stock.changes != self.seen and self.node.proxies:
             for proxy in self.node.proxies.values():
                 proxy.settle(proxy.place)
+                for wire in proxy.let_go():
+                    self.wire(wire)
             self.follow(now)
 
     def acts(self) -> dict[int, Callable[[], None]]:
@@ -7832,16 +7909,20 @@ class Ports:
         self.shifted = True
         self.ways.forget()
         for proxy in self.node.proxies.values():
-            proxy.answers.clear()
+            proxy.forget_answers()
 
     def deadline(self) -> float:
-        return min(self.retry_at, *(proxy.deadline for proxy in self.node.proxies.values()), inf)
+        due = min(self.retry_at, *(proxy.deadline for proxy in self.node.proxies.values()), inf)
+        return -inf if self.wired else due
 
     # -- frames -----------------------------------------------------------------------
 
     def drain(self, port: Port, proxy: Proxy) -> None:
         """The shortest way: nothing is done here for each frame that can be done for all."""
         now, frame, asked, answered = clock_now().boot, b"", b"", 0
+        if proxy.stale_at <= now:
+            self.ways.found.clear()
+            proxy.forget_answers()
         recv, send, ready = port.sock.recv, port.sock.send, proxy.answers.get
         try:
             for _ in range(DRAIN):
@@ -7871,24 +7952,26 @@ class Ports:
         try:
             found = proxy.hear(frame, now)
             if isinstance(found, Seek):
-                return proxy.led(frame, found.heard, self.way_of(found.heard.target, proxy))
+                return proxy.led(frame, found.heard, self.way_of(found.heard.target, proxy), now)
             if isinstance(found, Probe):
                 self.ask_inside(found)
-                proxy.count("asked inside", frame, now)
-                return None
+                found = None
         except Drop as why:
             proxy.count(str(why), frame, now)
             return None
+        if found is None:
+            proxy.count("asked inside", frame, now)
         return found
 
     def ask_inside(self, probe: Probe) -> None:
         port = self.inner.get(probe.dev)
         self.shifted |= any(probe.target in proxy.wired for proxy in self.node.proxies.values())  # there is a deadline
-        if port is not None:
-            try:
-                port.sock.send(solicit(port.place, probe.target))
-            except OSError as why:
-                self.fail(self.inner, port, why)
+        if port is None or not port.place.addresses:
+            raise Drop("inside is down")
+        try:
+            port.sock.send(solicit(port.place, probe.target))
+        except OSError as why:
+            self.fail(self.inner, port, why)
 
     def hear_inside(self, port: Port) -> None:
         now = clock_now().boot
@@ -7896,7 +7979,7 @@ class Ports:
             for _ in range(DRAIN):
                 frame = port.sock.recv(2048)
                 for dev, proxy in self.node.proxies.items():
-                    if any(rule.dev == port.place.dev for rule in proxy.ndp.rules):
+                    if port.place.dev in proxy.ndp.inner:
                         self.pass_on(dev, proxy, frame, port.place.dev, now)
         except BlockingIOError:
             pass
@@ -7907,17 +7990,22 @@ class Ports:
         try:
             answers, wire = proxy.answered_inside(frame, inside, now)
         except Drop as why:
-            proxy.count(f"{why} (inside)", frame, now)
+            proxy.inside[str(why)] += 1
+            proxy.last[f"{why} (inside)"] = now, frame
             return
         if wire is not None:
-            self.node.wire(wire)
-            self.shifted |= bool(self.node.wanted.changed)
+            self.wire(wire)
         for answer in answers:
             try:
                 self.outer[dev].sock.send(answer)
-                proxy.count("answered", frame, now)
+                proxy.counts.update({"answered": 1, "asked inside": -1})
             except (OSError, KeyError):
-                proxy.count("not sent", frame, now)
+                proxy.counts.update({"not sent": 1, "asked inside": -1})
+
+    def wire(self, wire: Wire) -> None:
+        self.node.wire(wire)
+        self.wired = self.wired or bool(self.node.wanted.changed)
+        self.shifted |= self.wired
 
     def tend(self, now: Now) -> None:
         """What is due."""
@@ -7925,10 +8013,11 @@ class Ports:
             self.follow(now)
         for proxy in self.node.proxies.values():
             for found in proxy.woke(now.boot) if proxy.deadline <= now.boot else ():
-                if isinstance(found, Probe):
-                    self.ask_inside(found)
+                if isinstance(found, Wire):
+                    self.wire(found)
                 else:
-                    self.node.wire(found)
+                    with suppress(Drop):
+                        self.ask_inside(found)
 
 
 # ==== HOOKS =========================================================== I/O ====
@@ -8508,8 +8597,6 @@ class Daemon(Talker):
         aims = {name: grantee.aim() for name, grantee in self.node.grantees.items()}
         if aims != self.aims or now.boot >= self.routes_at:
             events.append(self.see_ways(aims, now))
-        if self.node.wanted.changed:
-            events.append([Install()])                            # of what was found inside
         if self.wake in readable:
             os.read(self.wake, 4096)
             while self.signals:
@@ -8524,6 +8611,7 @@ class Daemon(Talker):
             del self.kernel.installed[key]
         effects = self.see_links() if look else []
         if look and self.node.proxies:
+            self.ports.forget_ways()
             self.ports.follow(now)
         if look and self.kernel.links != self.kernel.seen:
             self.kernel.seen = self.kernel.links
@@ -8545,7 +8633,9 @@ class Daemon(Talker):
         """Of those for which the kernel answers it does not tell who was removed."""
         self.neighbours_at = now.boot + NEIGHBOURS_S if any(ndp.by_kernel for ndp in self.config.ndp) else inf
         try:
-            self.node.wanted.changed |= self.kernel.missed(self.node.made)
+            gone = self.kernel.missed(self.node.made)
+            self.node.wanted.changed |= gone
+            self.retry_install = now.boot if gone else self.retry_install
         except OSError as why:
             log.limited("links", "cannot see neighbours why=\"%s\"", why)
 
@@ -8590,8 +8680,8 @@ class Daemon(Talker):
             self.see_neighbours(now)
         if now.boot >= self.store.retry_at:
             self.rewrite(clean=False)
-        if now.boot >= self.retry_install or self.node.wanted.changed:
-            self.retry_install = inf
+        if now.boot >= self.retry_install or self.ports.wired:
+            self.retry_install, self.ports.wired = inf, False
             self.install(now)
         if self.loading is not None:
             self.load_on(now)

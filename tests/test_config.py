@@ -176,6 +176,7 @@ BAD: list[tuple[str, str, str]] = [
     ("ndp", "source = fe80::1", "f:3: [ndp eth0] source: 'fe80::1' is none of: link-local, interface, target"),
     ("ndp", "autowire = yes", "f:3: [ndp eth0] autowire: wants a rule `iface`"),
     ("ndp", "ttl = 0", "f:3: [ndp eth0] ttl: '0' is not a duration"),
+    ("ndp", "ttl = forever", "f:3: [ndp eth0] ttl: an hour at most"),
     ("ndp", "allow = 2001:db8::1/64", "f:3: [ndp eth0] allow: 2001:db8::1/64 has host bits set"),
     ("ndp", "deny = all", "f:3: [ndp eth0] deny: 'all' is not an IP address"),
     ("grantor", "suffix = 10.0.0.1", "f:5: [grantor exit1] suffix: '10.0.0.1' is no suffix (such as ::1)"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from itertools import permutations
 from math import inf
 
@@ -120,6 +121,7 @@ HEARD: dict[str, tuple[Frame, object]] = {
     "own address": (solicitation("fe80::b"), "own address"),
     "own global address": (solicitation("2001:db8:ff::b"), "own address"),
     "own address of another interface": (solicitation("fe80::c"), "own address"),
+    "of ours": (solicitation(T, "fe80::b"), "ours"),
     "source multicast": (solicitation(T, "ff02::1"), "source"),
     "option with a multicast MAC": (solicitation(T, link=b"\x33" + ASKER[1:]), "source"),
     "multicast MAC": (solicitation(T, link=None)._replace(mac=b"\1" + ASKER[1:]), "source"),
@@ -138,7 +140,7 @@ HEARD: dict[str, tuple[Frame, object]] = {
     "hop by hop, long": (S._replace(headers=((HOP_BY_HOP, b"\1\14" + bytes(12)),)), YES),
     "router alert": (S._replace(headers=((HOP_BY_HOP, b"\5\2\0\0\1\0"),)), YES),
     "destination options": (S._replace(headers=((DESTINATION, PAD),)), YES),
-    "both": (S._replace(headers=((HOP_BY_HOP, PAD), (DESTINATION, PAD))), YES),
+    "both": (S._replace(headers=((HOP_BY_HOP, PAD), (DESTINATION, PAD))), "extension header"),
     "both, in the wrong order": (S._replace(headers=((DESTINATION, PAD), (HOP_BY_HOP, PAD))), "extension header"),
     "three": (S._replace(headers=((HOP_BY_HOP, PAD), (DESTINATION, PAD), (DESTINATION, PAD))), "extension header"),
     "fragment": (S._replace(headers=(FRAGMENTED,)), "extension header"),
@@ -176,7 +178,7 @@ def test_a_tagged_frame_is_not_read() -> None:
 def test_every_length_of_a_frame() -> None:
     """Cut or not: an answer only to the whole."""
     proxy = proxy_of("proxy = leased", "2001:db8:42:100::/56")
-    for headers in ((), ((HOP_BY_HOP, PAD),), ((HOP_BY_HOP, PAD), (DESTINATION, PAD))):
+    for headers in ((), ((HOP_BY_HOP, PAD),), ((DESTINATION, PAD),)):
         whole = bytes(S._replace(headers=headers))
         assert {fate(proxy, whole[:n]) == YES for n in range(len(whole))} == {False}
         assert fate(proxy, whole) == YES
@@ -193,11 +195,22 @@ def test_answers_that_are_kept_are_bounded_and_end_with_any_change() -> None:
     assert proxy.answers == {} and fate(proxy, S) == "nobody's"
 
 
+def test_what_is_known_of_askers_is_bounded_and_ends_with_the_interfaces_address() -> None:
+    node = node_of("proxy = static 2001:db8:42::/48")
+    proxy = node.proxies["eth0"]
+    for n in range(3 * ddpd.MAX_ALIKE):
+        assert isinstance(fate(proxy, solicitation(T, f"fe80::1:{n:x}")), bytes)
+        assert 0 < len(proxy.alike) <= ddpd.MAX_ALIKE
+    node.linked(replace(LINKS, macs={**LINKS.macs, 2: OTHER}), ddpd.Now(0.0, 0.0))
+    found = fate(proxy, solicitation(FREE, "fe80::1:bf"))         # of the last of them
+    assert isinstance(found, bytes) and found[6:12] == found[-6:] == OTHER
+
+
 def test_no_interface_no_answer_to_a_seek() -> None:
     proxy = proxy_of("proxy = auto ::/0")
-    proxy.settle(ddpd.place_on("eth1", LINKS))
+    proxy.settle(None)
     with pytest.raises(ddpd.Drop, match="no route"):
-        proxy.led(bytes(S), ddpd.read_solicitation(bytes(S)), 3)
+        proxy.led(bytes(S), ddpd.read_solicitation(bytes(S)), 3, 0.0)
 
 
 # ---- rules
@@ -214,7 +227,7 @@ def test_no_interface_no_answer_to_a_seek() -> None:
     (["leased", "static 2001:db8:42:100::/56"], ["2001:db8:42:100::/64"], {T: True, "2001:db8:42:101::7": True}),
     (["never 2001:db8:42::/48"], ["2001:db8:42:100::/56"], {T: "excluded"}),
     (["static 2001:db8:42:200::/56"], ["2001:db8:42:100::/56"], {T: "nobody's", FREE: True}),
-    (["static ::/0", "never fe80::/10"], [], {T: True, "fe80::77": "excluded", "::7": True}),
+    (["static ::/0"], [], {T: True, "fe80::77": "link-local target", "febf::1": "link-local target", "fec0::1": True}),
 ])
 def test_the_longest_prefix_decides(lines: list[str], leases: list[str], outcomes: dict[str, object]) -> None:
     """Whatever the order of the lines, and of the leases."""
@@ -384,8 +397,9 @@ def test_auto_asks_the_routing_table() -> None:
     assert fate(proxy, solicitation(FREE)) == "excluded" and proxy.answers == {}
     for index, why in (0, "no route"), (2, "route leads back"):
         with pytest.raises(ddpd.Drop, match=why):
-            proxy.led(bytes(S), found.heard, index)
-    assert proxy.answers == {} and proxy.led(bytes(S), found.heard, 3) == YES == proxy.answers[bytes(S)]
+            proxy.led(bytes(S), found.heard, index, 0.0)
+    assert proxy.answers == {} and proxy.led(bytes(S), found.heard, 3, 7.0) == YES == proxy.answers[bytes(S)]
+    assert proxy.stale_at == 7.0 + ddpd.WAY_S                     # a route may end without news
 
 
 # ---- iface
@@ -452,7 +466,7 @@ def test_only_the_interface_that_was_asked_can_answer(wired: bool) -> None:
 @pytest.mark.parametrize("step", [0.0, 0.0001])
 def test_a_scan_is_bounded(step: float) -> None:
     """100,000 targets, at once or within ten seconds, half of which answer."""
-    proxy, asked = proxy_of(IFACE + "autowire = yes\nttl = forever"), 0
+    proxy, asked = proxy_of(IFACE + "autowire = yes\nttl = 1h"), 0
     for n in range(100_000):
         target = f"2001:db8:1::{n >> 16:x}:{n & 0xFFFF:x}"
         found = fate(proxy, solicitation(target, link=None), n * step)
@@ -462,8 +476,75 @@ def test_a_scan_is_bounded(step: float) -> None:
             proxy.answered_inside(inside(target), "br0", n * step)
         assert len(proxy.waiting) <= ddpd.MAX_PROBES
         assert max(len(proxy.known), len(proxy.wired)) <= ddpd.MAX_INSIDE
-    assert abs(asked - ddpd.PROBES_A_S * (1 + 100_000 * step)) <= 2
+    assert abs(asked - ddpd.PROBES_A_S * (ddpd.BURST_S + 100_000 * step)) <= 2
     assert len(proxy.known) == min(ddpd.MAX_INSIDE, asked // 2 if step else len(proxy.known))
+
+
+def test_a_scan_does_not_keep_us_from_who_has_answered_before() -> None:
+    """The questions that a scan may cost are used up; who is known has a bucket of its own, as bounded."""
+    proxy = proxy_of(IFACE + "ttl = 3s")
+    assert isinstance(fate(proxy, solicitation(I)), Probe)
+    proxy.answered_inside(inside(), "br0", 0.0)
+    scan = [fate(proxy, solicitation(f"2001:db8:1::1:{n:x}"), 3.5) for n in range(3 * ddpd.PROBES_A_S)]
+    assert scan[-1] == "too many" and len(proxy.waiting) <= ddpd.MAX_PROBES
+    assert fate(proxy, solicitation(I), 3.5) == Probe("br0", packed(I))
+    again = [fate(proxy, solicitation(I), 3.5 + (n + 1) * (ddpd.PROBE_S + 0.1) / 1e9) for n in range(10)]
+    assert set(again) == {None}                                   # it is asked once, however often we are
+
+
+def test_a_neighbour_that_is_slow_is_waited_for_in_a_scan() -> None:
+    """As many are waited for as can be asked within the time that they have."""
+    proxy, now = proxy_of(IFACE), 0.0
+    assert isinstance(fate(proxy, solicitation(I), now), Probe)
+    for n in range(10_000):
+        now = n * 0.9 * ddpd.PROBE_S / 10_000
+        fate(proxy, solicitation(f"2001:db8:1::1:{n:x}"), now)
+    assert len(proxy.answered_inside(inside(), "br0", now)[0]) == 1
+
+
+@pytest.mark.parametrize(("to", "flags", "is_taken"), [
+    ("fe80::c", SOLICITED, True), ("fe80::c", 0, True), ("ff02::1", 0, True), ("ff02::1", SOLICITED, False)])
+def test_what_is_said_to_all_was_not_asked_for(to: str, flags: int, is_taken: bool) -> None:
+    """RFC 4861 7.1.2."""
+    proxy = proxy_of(IFACE)
+    assert isinstance(fate(proxy, solicitation(I)), Probe)
+    frame = bytes(advertisement(I, "fe80::77", to, flags))
+    if is_taken:
+        assert len(proxy.answered_inside(frame, "br0", 0.0)[0]) == 1
+    else:
+        with pytest.raises(ddpd.Drop, match="solicited by a group"):
+            proxy.answered_inside(frame, "br0", 0.0)
+
+
+def test_an_address_that_may_be_anothers_is_no_source_but_still_ours() -> None:
+    """RFC 4862 5.4: as long as it is tentative, and if it is a duplicate."""
+    own = (2, ddpd.parse_interface("fe80::b/64"))
+    place = ddpd.place_on("eth0", replace(LINKS, tentative=frozenset([own])))
+    assert isinstance(place, ddpd.Place) and place.addresses == (packed("2001:db8:ff::b"),)
+    assert packed("fe80::b") in place.own
+    whys = {dev: ddpd.place_on(dev, links) for dev, links in {
+        "eth1": LINKS, "lo": LINKS, "br0": replace(LINKS, flags={})}.items()}
+    assert whys == {"eth1": "there is none", "lo": "not like Ethernet", "br0": "down"}
+
+
+def test_status_and_metrics_say_what_was_heard() -> None:
+    """Each solicitation counts once, whenever it is answered; no metric is left out."""
+    node = node_of("proxy = leased\n  iface 2001:db8:1::/64 br0")
+    proxy, links = node.proxies["eth0"], ddpd.Ports(node)
+    for frame in bytes(solicitation(I)), bytes(solicitation(I, link=OTHER)), bytes(solicitation(FREE)):
+        links.decided(proxy, frame, 0.0)
+    node.deaf["br0"] = "down"
+    [row] = said = ddpd.status_of(node, ddpd.Now(0.0, 0.0), 10)["ndp"]
+    assert (row["heard"], row["answered"], row["asked_inside"]) == (3, 0, 1) and row["deaf_inside"] == {"br0": "down"}
+    assert row["ignored"] == {"inside is down": 1, "nobody's": 1} and said
+    whole = ddpd.status_of(node, ddpd.Now(0.0, 0.0), 10)
+    assert {metric for metric, _, _ in ddpd.samples(whole)} <= {metric for metric, _, _ in ddpd.METRICS}
+    text = ddpd.metrics_text(whole)
+    assert 'ddpd_proxy_listens{interface="eth0"} 1\n' in text
+    assert 'ddpd_solicitations_total{interface="eth0",fate="nobody\'s"} 1\n' in text
+    node.deaf["eth0"] = "there is none"
+    [row] = ddpd.status_of(node, ddpd.Now(0.0, 0.0), 10)["ndp"]
+    assert row["state"] == "cannot listen: there is none"
 
 
 # ---- autowire
@@ -524,7 +605,7 @@ def test_what_an_earlier_run_has_wired_goes_on(route: ddpd.Route, is_adopted: bo
     assert wired(off) == {}
 
 
-def test_a_reload_keeps_what_is_wired_unless_its_section_changes() -> None:
+def test_a_reload_keeps_what_is_wired_as_long_as_a_rule_says_so() -> None:
     text = POOL + f"[ndp eth0]\n{IFACE}autowire = yes\n"
     hub = Hub(text)
     proxy = hub.node.proxies["eth0"]
@@ -533,7 +614,26 @@ def test_a_reload_keeps_what_is_wired_unless_its_section_changes() -> None:
     hub.configure(text)
     assert wired(hub.node) == {I: "br0"} and hub.node.proxies["eth0"] is proxy
     hub.configure(text + "router = no\n")
-    assert wired(hub.node) == {} and hub.node.proxies["eth0"] is not proxy
+    assert wired(hub.node) == {I: "br0"} and hub.node.proxies["eth0"] is not proxy
+    hub.configure(text.replace("[ndp eth0]\nproxy = ", f"[ndp eth0]\nproxy = never {I}\n  "))
+    assert wired(hub.node) == {}
+
+
+def test_what_is_leased_since_it_was_wired_is_the_leases() -> None:
+    """The address, or a prefix around it; and the route does not come back while that lives."""
+    for leased in T, "2001:db8:42:100::/56":
+        node = node_of("proxy = leased\n  iface 2001:db8:42::/48 br0\nautowire = yes")
+        proxy = node.proxies["eth0"]
+        assert isinstance(fate(proxy, S), Probe)
+        do(node, proxy.answered_inside(inside(T), "br0", 0.0)[1])
+        lease = put(node, leased, reach=Reach("", "br1"))
+        node.grantor.route(lease)
+        do(node, *proxy.let_go())
+        assert wired(node) == {lease.prefix.host: "br1"} and not proxy.wired
+        with pytest.raises(ddpd.Drop, match="not asked"):
+            proxy.answered_inside(inside(T), "br0", 1.0)
+        node.adopt([ddpd.wired_route(packed(T), "br0")])
+        assert wired(node) == {lease.prefix.host: "br1"} and not proxy.wired
 
 
 @pytest.mark.parametrize("how", ["silent", "reload", "adopted"])

@@ -47,7 +47,7 @@ PATIENCE_S = 0.2
 PHASE_S = 2.0
 RATE, PINGS = 200, 400                    # for latencies: a second, and in all
 SLOT, SLOTS = 128, 4096                   # bytes of a frame in the ring with its header, and how many
-PACKET_STATISTICS, PACKET_VERSION, PACKET_TX_RING, TPACKET_V2, SEND_IT = 6, 10, 13, 1, 1
+PACKET_STATISTICS, PACKET_VERSION, PACKET_TX_RING, PACKET_IGNORE_OUTGOING, TPACKET_V2, SEND_IT = 6, 10, 13, 23, 1, 1
 ASKER_IP = "fe80::a5"
 
 
@@ -65,7 +65,7 @@ class Asker:
         for sock, room in (self.count, 1), (self.back, 1 << 20):
             ddpd.attach_filter(sock, ddpd.neighbour_program(kind, [PREFIX]))
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, room)
-            sock.setsockopt(ddpd.SOL_PACKET, ddpd.PACKET_IGNORE_OUTGOING, 1)
+            sock.setsockopt(ddpd.SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 0, int(PATIENCE_S * 1e6)))
         self.count.bind(("up0", ddpd.ETH_P_IPV6))
         self.out.setsockopt(ddpd.SOL_PACKET, PACKET_VERSION, TPACKET_V2)

@@ -327,6 +327,28 @@ def test_auto_follows_the_routing_table_at_once(lab: Lab) -> None:
             eventually(lambda: asker.silent(target), 1)                                # noqa: B023
 
 
+def test_a_route_that_runs_out_is_not_believed_for_long(lab: Lab) -> None:
+    """The kernel tells of it half a minute later; of a next hop that is replaced, not at all."""
+    host, asker, target = lab["proxy"], Asker(lab), f"{NET}:5"
+    proxying(lab, f"auto {NET}:/64")
+    host.ip(f"-6 route add {NET}:/64 dev eth1 expires 2")
+    eventually(lambda: asker.asks(target) == [right(lab, target)], 1)
+    assert lasts(asker, target, 8.0) < 6.0
+
+
+def test_many_rules_fit_an_old_kernels_memory_for_options(lab: Lab) -> None:
+    """... in which the filter before and the one after have to fit, as leases and rules come and go."""
+    lab["proxy"].sysctl({"net/core/optmem_max": 20480})
+    daemon, asker = proxying(lab, f"iface {NET}:/64 eth1"), Asker(lab)
+    for many in 1, 20, 40, 60, 200, 500, 3:
+        rules = "".join(f"  static {NET}:{n:x}/128\n  iface 2001:db8:78::{n:x}/128 eth1\n" for n in range(1, many + 1))
+        daemon.write(f"[ddpd]\n[ndp eth0]\nproxy =\n{rules}")
+        assert daemon.command("reload").returncode == 0
+        daemon.eventually(lambda: asker.asks(f"{NET}:{many:x}"))                       # noqa: B023
+        [row] = daemon.status()["ndp"]
+        assert row["state"] == "listens" and row["deaf_inside"] == {}
+
+
 @pytest.mark.parametrize("most", [ddpd.MAX_CELLS, 100])
 def test_what_no_route_tells_apart_goes_one_way(lab: Lab, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """120 nested routes of all kinds, and rules: as the kernel says for each target alone; also with too many."""
@@ -445,7 +467,7 @@ def test_a_new_mac_is_what_is_said(lab: Lab) -> None:
 def test_an_interface_that_comes_later_is_waited_for() -> None:
     with hosts() as lab:
         daemon = proxying(lab, STATIC)
-        assert [row["state"] for row in daemon.status()["ndp"]] == ["waits for the interface"]
+        assert [row["state"] for row in daemon.status()["ndp"]] == ["cannot listen: there is none"]
         assert "interface=eth0" in daemon.log()
         outside(lab)
         asker = Asker(lab)
@@ -527,7 +549,7 @@ def test_who_is_inside_is_found(lab: Lab) -> None:
     assert not asker.asks(f"{NET}:6", 1.5)
     assert wires(lab) == []
     [row] = daemon.status()["ndp"]
-    assert row["asked_inside"] == 2 and row["known_inside"] == 1
+    assert row["asked_inside"] == 1 and row["known_inside"] == 1       # nobody answered for one of them
 
 
 def test_autowire_makes_a_route_keeps_it_over_a_restart_and_removes_it(lab: Lab) -> None:
@@ -717,6 +739,7 @@ def test_without_one_it_says_what_needs_it_and_goes_on_with_the_rest(lab: Lab, m
         daemon.eventually(lambda: wires(lab) == [f"{NET}:/64"])
         assert not asker.asks(f"{NET}:7")
         assert "cannot listen interface=eth0" in daemon.log()
+        assert daemon.status()["ndp"][0]["state"] == "cannot listen: Operation not permitted"
     else:
         daemon.eventually(lambda: asker.asks(f"{NET}:7") == [right(lab, f"{NET}:7")])
         assert wires(lab) == []
@@ -743,10 +766,9 @@ def test_two_hundred_thousand_mutated_frames_leave_it_answering(lab: Lab) -> Non
     inner.sock = lab["inside"].socket(socket.AF_PACKET, socket.SOCK_RAW)
     inner.sock.bind(("eth0", 0))
     replies = [bytes(advertisement(f"2001:db8:77:3::{n}", "fe80::1", "ff02::1", 0)) for n in (7, 8)]
-    frames = [mutated(random_, seeds) for _ in range(20_000)]
     for n in range(10):
-        for frame in frames:
-            asker.send(frame)
+        for _ in range(20_000):
+            asker.send(mutated(random_, seeds))
         for _ in range(100):
             inner.send(mutated(random_, replies))
         asker.wire.forget()
@@ -754,7 +776,7 @@ def test_two_hundred_thousand_mutated_frames_leave_it_answering(lab: Lab) -> Non
         assert daemon.running() and daemon.process.pid == pid, n
     assert "Traceback" not in daemon.log()
     [row] = daemon.status()["ndp"]
-    assert row["heard"] == row["answered"] + row["asked_inside"] + sum(row["ignored"].values()) > 10_000
+    assert 10_000 < row["heard"] <= 200_000 + 1_000
     assert len(row["ignored"]) >= 6
     assert rests(daemon)
 
@@ -786,6 +808,23 @@ def test_status_and_show_say_what_became_of_each(lab: Lab) -> None:
     assert {last["target"] for last in shown["last"] if last["fate"] == "no route"} == {f"{NET}:7"}
     for words in (daemon.command("status").stdout, daemon.command("show", "eth0").stdout):
         assert "eth0" in words and "hop limit" in words and "checksum" in words
+
+
+def test_a_router_that_would_lose_its_address_is_warned_of(lab: Lab) -> None:
+    """Rules and pools around the next hop; none of it if that is left out.  And interfaces that are not there."""
+    lab["proxy"].address("eth0", f"{NET}:2/64")
+    lab["proxy"].ip(f"-6 route add default via {NET}:1 dev eth0")
+    pool = f"[pool p]\nprefix = {NET}:/64\ngive = /80\n"
+    for config, wanted in {
+            f"[ndp eth0]\nproxy = static {NET}:/64": f"answers for the router {NET}:1",
+            f"[ndp eth0]\nproxy = static {NET}:/64\n  never {NET}:1": "",
+            f"[ndp eth0]\nproxy = auto {NET}:/64": "",
+            f"{pool}[ndp eth0]\nproxy = leased": f"[pool p] may give away the router {NET}:1",
+            f"{pool}reserve = {NET}:/112\n[ndp eth0]\nproxy = leased": "",
+            "[ndp eth0]\nproxy = leased": "no [pool] to lease from",
+            f"[ndp eth7]\nproxy = iface {NET}:/64 br-lna": "no interface br-lna"}.items():
+        said = lab["proxy"].ddpd(f"[ddpd]\n{config}\n", "trial").command("check").stdout
+        assert wanted in said and (wanted or "router" not in said), said
 
 
 def test_forwarding_that_is_off_is_warned_of(lab: Lab) -> None:

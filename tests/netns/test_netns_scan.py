@@ -35,7 +35,7 @@ PINGS, PATIENCE_S = 100, 0.5
 GROWN_KB, MEDIAN_S, LOST = 1024, 0.001, 0.01
 ASKER_IP = "fe80::a5"
 LEASED = "2001:db8:42:1::"
-ATTEMPTS = 1
+ATTEMPTS = 3
 LEASES = 100                              # more than the kernel's filter knows one by one: it lets the pool through
 UNLEASED, OTHER = "2001:db8:42:ffff::", "2001:db8:77:1::"
 
@@ -92,7 +92,6 @@ def answer_all() -> None:
     mac = sock.getsockname()[4]
     ddpd.attach_filter(sock, ddpd.neighbour_program(ddpd.SOLICITATION, [ddpd.parse_prefix(f"{OTHER}/64")]))
     sock.bind(("in0", ddpd.ETH_P_IPV6))
-    sock.setsockopt(ddpd.SOL_PACKET, ddpd.PACKET_IGNORE_OUTGOING, 1)
     sock.setsockopt(ddpd.SOL_PACKET, ddpd.PACKET_ADD_MEMBERSHIP,
                     struct.pack("=iHH8x", socket.if_nametoindex("in0"), ddpd.PACKET_MR_ALLMULTI, 0))
     print("begins", flush=True)
@@ -151,7 +150,6 @@ class Pinger:
         self.sock = host.socket(socket.AF_PACKET, socket.SOCK_RAW)
         ddpd.attach_filter(self.sock, ddpd.neighbour_program(ddpd.ADVERTISEMENT, [ddpd.parse_prefix(f"{LEASED}/64")]))
         self.sock.bind(("up0", ddpd.ETH_P_IPV6))
-        self.sock.setsockopt(ddpd.SOL_PACKET, ddpd.PACKET_IGNORE_OUTGOING, 1)
         self.sock.settimeout(PATIENCE_S)
         self.frames = cycle(written(self.sock.getsockname()[4], (
             ddpd.parse_prefix(f"{LEASED}{n:x}/128").packed for n in range(1, PINGS))))
