@@ -57,7 +57,7 @@ FOREIGN_FOR_EVER = ("route add unreachable 2001:db8:98::/48 proto static",
                     "-6 rule add pref 22150 from 2001:db8:99::/64 lookup main",
                     "-4 rule add pref 22150 from 192.168.9.0/24 lookup main")
 OURS = re.compile(r"^(address|route[46]|rule[46]): ")
-NOT_OURS = re.compile(r"fe80:|ff00::")          # what every interface makes for itself
+NOT_OURS = re.compile(r" (fe80:|ff00::/8)")        # what every interface makes for itself
 RULES = re.compile(r"rule([46]): (2210[01]):")
 UPLINK = "home:up 192.0.2.2/24 2001:db8:1::2/64", "mid:down 192.0.2.1/24 2001:db8:1::1/64"
 BOOT = """import builtins, io, runpy, sys
