@@ -2638,7 +2638,7 @@ def plan(installed: Mapping[Key, Thing], wanted: Mapping[Key, Thing], keys: Iter
 NLMSG: Final = struct.Struct("=IHHII")           # length, type, flags, sequence, port
 RTM: Final = {"link": 16, "address": 20, "route": 24, "neighbour": 28, "rule": 32}
 RTM_DELETED, RTM_GET = 1, 2                      # ... from those, that of what has gone, and of a question
-RTA_DST, RTA_SRC, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC = 1, 2, 4, 5, 6, 7
+RTA_DST, RTA_SRC, RTA_IIF, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC = 1, 2, 3, 4, 5, 6, 7
 RTA_METRICS, RTA_TABLE, RTA_VIA = 8, 15, 18
 RTAX_MTU, RTN_UNICAST = 2, 1
 IFA_ADDRESS, IFA_LOCAL, IFLA_ADDRESS, IFLA_IFNAME = 1, 2, 1, 3
@@ -5205,6 +5205,9 @@ class Place(NamedTuple):
     own: frozenset[bytes]                # all of all interfaces
 
 
+NO_PLACE: Final = Place("", 0, bytes(6), (), frozenset())
+
+
 def place_on(dev: str, links: Links) -> Place | str:
     """Or why it is no place to listen."""
     index = links.index(dev)
@@ -5243,6 +5246,11 @@ class Alike(NamedTuple):
     base: int                            # the sum of it without the target
     flags: bytes
     tail: bytes                          # behind the target
+
+
+def common_part(frame: bytes) -> bytes:
+    """All but the target, its group and the checksum; the reserved word may be anything."""
+    return frame[6:51] + frame[54:56] + frame[78:]
 
 
 def alike_of(frame: bytes, heard: Heard, answer: bytes) -> Alike:
@@ -5297,8 +5305,7 @@ class Proxy:
 
     def __init__(self, ndp: Ndp, stock: Stock) -> None:
         self.ndp, self.stock = ndp, stock
-        self.place: Place | None = None
-        self.mac, self.addresses = bytes(6), tuple[bytes, ...]()  # ... and of that, what each answer needs
+        self.place = NO_PLACE
         self.flags = ROUTER * ndp.router
         self.rules = [(-rule.prefix.size, rule.prefix.first, rule) for rule in ndp.rules]
         self.answers: dict[bytes, bytes] = {}                     # to frames that may come again
@@ -5313,11 +5320,9 @@ class Proxy:
         self.inside: Counter[str] = Counter()                     # advertisements from inside that were of no use
         self.stale_at = inf                                       # when a way that was found has to be looked for again
 
-    def settle(self, place: Place | None) -> None:
+    def settle(self, place: Place) -> None:
         """Leases, routes or the interface may have changed: nothing that was decided stands."""
         self.place = place
-        if place is not None:
-            self.mac, self.addresses = place.mac, place.addresses
         self.alike.clear()
         self.forget_answers()
         self.masks = [(-1 << 128 - length, length) for version, length in sorted(self.stock.lengths, reverse=True)
@@ -5335,11 +5340,11 @@ class Proxy:
 
     def hear(self, frame: bytes, now: float) -> bytes | Seek | Probe | None:
         """The advertisement to send back, or what has to be found out first."""
-        alike = self.alike.get(frame[6:51] + frame[54:56] + frame[78:])
+        alike = self.alike.get(common_part(frame))
         if alike is not None and (answer := self.answered_alike(frame, alike)):
             return answer
         heard = read_solicitation(frame)
-        own = self.place.own if self.place else ()
+        own = self.place.own
         if heard.source in own:
             raise Drop("ours")
         if heard.destination[0] != 0xFF and heard.destination != heard.target and heard.destination not in own:
@@ -5376,12 +5381,12 @@ class Proxy:
         if frame[20] == ICMPV6 and heard.destination[:13] == SOLICITED_NODE and answer[22:38] != heard.target:
             if len(self.alike) >= MAX_ALIKE:
                 self.alike.clear()
-            self.alike[frame[6:51] + frame[54:56] + frame[78:]] = alike_of(frame, heard, answer)
+            self.alike[common_part(frame)] = alike_of(frame, heard, answer)
         return answer
 
     def led(self, frame: bytes, heard: Heard, index: int, now: float) -> bytes:
         """The answer to a Seek.  index: of the interface by which a packet would leave, 0 if by none."""
-        if index == 0 or self.place is None:
+        if 0 in (index, self.place.scope):
             raise Drop("no route")
         if index == self.place.scope:
             raise Drop("route leads back")
@@ -5391,7 +5396,7 @@ class Proxy:
     def rule_of(self, address: bytes, is_probe: bool) -> Proxied | None:
         """The rule that has to be asked; None: it is to be answered."""
         ndp, target = self.ndp, number(address)
-        if self.place is not None and address in self.place.own:
+        if address in self.place.own:
             raise Drop("own address")
         if address[0] == 0xFE and address[1] & 0xC0 == 0x80:
             raise Drop("link-local target")
@@ -5403,7 +5408,7 @@ class Proxy:
             return None
         if rule is None:
             raise Drop("nobody's")
-        if ndp.by_kernel and rule.kind == "static" and rule.prefix.is_address:
+        if ndp.by_kernel and ndp.hands_over(rule.prefix, None):
             raise Drop("the kernel's")
         return None if rule.kind == "static" else rule
 
@@ -5433,18 +5438,19 @@ class Proxy:
 
     def source_for(self, heard: Heard) -> bytes:
         """An address of this interface.  To a global one the answer may come from such a one, too."""
-        if self.ndp.source == "target" or not self.addresses:
+        addresses = self.place.addresses
+        if self.ndp.source == "target" or not addresses:
             return heard.target
         if self.ndp.source == "interface" and heard.source[0] != 0xFE and heard.source != NO_ADDRESS:
-            return self.addresses[-1]
-        return self.addresses[0]
+            return addresses[-1]
+        return addresses[0]
 
     def advertise(self, heard: Heard) -> bytes:
         flags, to, destination = self.flags | SOLICITED, heard.mac, heard.source
         if destination == NO_ADDRESS:
             flags, to, destination = self.flags, b"\x33\x33\0\0\0\1", ALL_NODES
-        rest = b"".join((bytes((flags, 0, 0, 0)), heard.target, b"\2\1", self.mac))
-        return sealed_frame(to + self.mac, self.source_for(heard), destination, b"\x88\0", rest)
+        rest = b"".join((bytes((flags, 0, 0, 0)), heard.target, b"\2\1", self.place.mac))
+        return sealed_frame(to + self.place.mac, self.source_for(heard), destination, b"\x88\0", rest)
 
     # -- neighbours inside ------------------------------------------------------------
 
@@ -5483,7 +5489,7 @@ class Proxy:
         if self.ndp.autowire and (wired or len(self.wired) < MAX_INSIDE) and not self.is_leased(heard.target):
             self.wired[heard.target] = Wired(dev, now + WIRED_S)
             wire = Wire(heard.target, dev)
-        return [self.advertise(asker) for asker in (waiting.askers if waiting and self.place else ())], wire
+        return [self.advertise(asker) for asker in (waiting.askers if waiting and self.place.scope else ())], wire
 
     @property
     def deadline(self) -> float:
@@ -5641,7 +5647,7 @@ class Node:
     def place_proxies(self) -> None:
         for dev, proxy in self.proxies.items():
             place = place_on(dev, self.links)
-            proxy.settle(place if isinstance(place, Place) else None)
+            proxy.settle(place if isinstance(place, Place) else NO_PLACE)
 
     def wire(self, wire: Wire) -> None:
         """What is leased is not wired: its route is the lease's."""
@@ -6404,8 +6410,8 @@ def status_text(said: Mapping[str, Any], colours: bool) -> str:
          ", ".join(g["default"]), "; ".join(f"slot {r['slot']}: {r['reason']} ({r['text']})" for r in g["refused"])]
         for g in said["grantors"]])
     lines += table("ndp", [["", "state", "proxied", "heard", "answered", "asked inside", "ignored"]] + [
-        [p["interface"], p["state"], "; ".join(p["proxied"]), *(str(p[count]) for count in
-                                                               ("heard", "answered", "asked_inside")),
+        [p["interface"], p["state"], "; ".join(p["proxied"]),
+         str(p["heard"]), str(p["answered"]), str(p["asked_inside"]),
          ", ".join(f"{count} {reason}" for reason, count in p["ignored"].items())] for p in said["ndp"]])
     lines += table("counter", [["", "count"]] + [[name, str(count)] for name, count in said["counters"].items()])
     return "\n".join(lines)
@@ -6769,28 +6775,18 @@ def sysctl(name: str) -> int | None:
         return None
 
 
-def has_default(dev: str) -> bool:
-    """A default route of IPv6 by this interface."""
+def routes_by(dev: str) -> list[list[str]] | None:
+    """IPv6 routes: destination, length, source, length, next hop ...; None: that cannot be seen."""
     try:
         with open("/proc/net/ipv6_route") as routes:
-            return any(line.startswith(f"{0:032x} 00 ") and line.split()[-1] == dev for line in routes)
+            return [row for row in map(str.split, routes) if row[-1] == dev]
     except OSError:
-        return True
+        return None
 
 
-def routers_on(dev: str) -> set[Prefix]:
-    """The next hops of IPv6 routes by this interface."""
-    try:
-        with open("/proc/net/ipv6_route") as routes:
-            hops = {row[4] for row in map(str.split, routes) if row[-1] == dev}
-    except OSError:
-        return set()
-    return {prefix_of(bytes.fromhex(hop), 128) for hop in hops if hop.strip("0")}
-
-
-def takings(ndp: Ndp, pools: Iterable[Pool]) -> Iterator[str]:
+def takings(ndp: Ndp, pools: Iterable[Pool], hops: Iterable[str]) -> Iterator[str]:
     """Routers whose address would be answered for, or given away."""
-    for router in sorted(routers_on(ndp.dev)):
+    for router in sorted({prefix_of(bytes.fromhex(hop), 128) for hop in hops if hop.strip("0")}):
         rule = next((rule for rule in ndp.rules if rule.prefix.holds(router)), None)
         if rule is not None and rule.kind in ("static", "iface"):
             yield f"[ndp {ndp.dev}] answers for the router {router} too (a line `never {router}` ends that)"
@@ -6806,10 +6802,12 @@ def hindrances(config: Config) -> Iterator[str]:
     for ndp in config.ndp:
         yield from (f"there is no interface {dev} (yet)" for dev in (ndp.dev, *ndp.inner)
                     if not os.path.exists(f"/sys/class/net/{dev}"))
-        yield from takings(ndp, config.pools)
+        routes = routes_by(ndp.dev)
+        yield from takings(ndp, config.pools, (row[4] for row in routes or ()))
         if ndp.leased and not config.pools:
             yield f"[ndp {ndp.dev}] proxy = leased, but there is no [pool] to lease from"
-        if sysctl("conf/all/forwarding") and sysctl(f"conf/{ndp.dev}/accept_ra") == 1 and not has_default(ndp.dev):
+        has_default = routes is None or any(row[:2] == ["0" * 32, "00"] for row in routes)
+        if sysctl("conf/all/forwarding") and sysctl(f"conf/{ndp.dev}/accept_ra") == 1 and not has_default:
             yield (f"net.ipv6.conf.{ndp.dev}.accept_ra = 1: with forwarding on, no router advertisement is heard "
                    "there, and there is no default route (2, if it comes from them)")
         if os.path.exists(f"/sys/class/net/{ndp.dev}/brport"):
@@ -7308,6 +7306,17 @@ def exchange(kind: int, flags: int, body: bytes, strict: bool = False, most: flo
                     raise OSError(errno.E2BIG, os.strerror(errno.E2BIG))
 
 
+def route_to(host: Prefix, kind: int, index: int) -> bytes | None:
+    """The route that a packet takes, from or to (kind) the interface of this index, if any; None: there is none."""
+    body = bytes((FAMILY[host.version], host.length, *bytes(10))) + attribute(RTA_DST, host.packed)
+    body += attribute(kind, index.to_bytes(4, byteorder)) if index else b""
+    try:
+        [(_, reply)] = exchange(RTM["route"] + RTM_GET, NLM_F_ONE, body)
+    except (OSError, ValueError):
+        return None
+    return reply
+
+
 def place_of(dev: str, address: Prefix) -> Key:
     """What the kernel takes for one address: IPv6 ones do not differ by length alone."""
     return dev, address.first, address.version, address.length if address.version == 4 else 0
@@ -7343,15 +7352,8 @@ class Kernel:
 
     def way_to(self, place: Path) -> Way | None:
         """How packets get to this place; None if they do not."""
-        host = parse_host(place.host)
-        parts = attribute(RTA_DST, host.packed)
-        parts += attribute(RTA_OIF, place.scope.to_bytes(4, byteorder)) if place.scope else b""
-        body = bytes((FAMILY[host.version], host.length, 0, 0, 0, 0, 0, 0)) + bytes(4) + parts
-        try:
-            [(_, reply)] = exchange(RTM["route"] + RTM_GET, NLM_F_ONE, body)
-        except (OSError, ValueError):
-            return None
-        return way_of(reply, self.links)
+        reply = route_to(parse_host(place.host), RTA_OIF, place.scope)
+        return way_of(reply, self.links) if reply is not None else None
 
     def look(self) -> Links:
         self.links = links_of(self.dump("link") + self.dump("address"))
@@ -7364,8 +7366,8 @@ class Kernel:
         rules = {rule_of(body, self.mark) for _, body in self.dump("rule")}
         found += [thing for thing in made.values() if isinstance(thing, Rule) and thing in rules]
         before = self.installed
-        there_too = self.neighbours() if any(isinstance(thing, Neighbour) for thing in made.values()) else set()
-        found += [thing for thing in made.values() if thing in there_too]
+        neighbours = self.neighbours(made.values())
+        found += [thing for thing in made.values() if thing in neighbours]
         self.installed = {thing_key(thing): thing for thing in found if thing is not None}
         there = self.addresses()
         for key, thing in made.items():
@@ -7378,23 +7380,25 @@ class Kernel:
         back = {index for index in self.downed if self.links.flags.get(index, 0) & IFF_UP}
         up = {self.links.names[index] for index in back}
         self.downed -= back
-        gone = {key for key, thing in made.items() if isinstance(thing, Address) and key in self.installed
-                and (thing.dev in up or place_of(thing.dev, thing.address) not in there)}
-        for key in gone:
-            del self.installed[key]
-        return gone
+        return self.lose({key for key, thing in made.items() if isinstance(thing, Address)
+                          and (thing.dev in up or place_of(thing.dev, thing.address) not in there)})
 
-    def neighbours(self) -> set[Neighbour]:
-        """For which the kernel answers, whoever has said so."""
+    def neighbours(self, among: Iterable[Thing]) -> set[Neighbour]:
+        """For which the kernel answers, whoever has said so; looked at only if one of these is such a one."""
+        if not any(isinstance(thing, Neighbour) for thing in among):
+            return set()
         body = bytes((AF_INET6, 0, 0, 0)) + bytes(6) + bytes((NTF_PROXY, 0))
         return {neighbour_of(reply, self.links.names)
                 for _, reply in exchange(RTM["neighbour"] + RTM_GET, NLM_F_DUMP, body)}
 
     def missed(self, made: Mapping[Key, Thing]) -> set[Key]:
         """Whom of these neighbours somebody has removed."""
-        ours = {key: thing for key, thing in made.items() if isinstance(thing, Neighbour)}
-        there = self.neighbours() if ours else set()
-        gone = {key for key, thing in ours.items() if thing not in there} & self.installed.keys()
+        there = self.neighbours(made.values())
+        return self.lose({key for key, thing in made.items() if isinstance(thing, Neighbour) and thing not in there})
+
+    def lose(self, keys: set[Key]) -> set[Key]:
+        """Of what is gone: what was there."""
+        gone = keys & self.installed.keys()
         for key in gone:
             del self.installed[key]
         return gone
@@ -7707,7 +7711,6 @@ LOAD_AT_X, LOAD_WORD_AT_X, SET_X, INTO_X, AND, ADD, SHIFT, MORE = 0x50, 0x40, 0x
 PACKET_KIND: Final = 0xFFFFF004          # to us, to all, to a group; else to somebody else (as with a foreign VLAN)
 PACKET_DEV: Final = 0xFFFFF008           # the interface that it is for
 RTMGRP_ROUTE6: Final = 0x400 | 1 << 18   # and rules
-RTA_IIF: Final = 3
 
 
 def prefix_test(prefix: Prefix) -> list[Instruction]:
@@ -7812,13 +7815,8 @@ class Ways:
 
     @staticmethod
     def look_up(target: bytes, came_from: int) -> int:
-        body = bytes((AF_INET6, 128, *bytes(10))) + attribute(RTA_DST, target)
-        body += attribute(RTA_IIF, came_from.to_bytes(4, byteorder))
-        try:
-            [(_, found)] = exchange(RTM["route"] + RTM_GET, NLM_F_ONE, body)
-        except (OSError, ValueError):
-            return 0
-        return number_in(attributes(found, 12), RTA_OIF) if found[7] == RTN_UNICAST else 0
+        found = route_to(prefix_of(target, 128), RTA_IIF, came_from)
+        return number_in(attributes(found, 12), RTA_OIF) if found is not None and found[7] == RTN_UNICAST else 0
 
     def forget(self) -> None:
         """However many have changed: that costs the same."""
@@ -7903,7 +7901,7 @@ class Ports:
 
     def way_of(self, target: bytes, proxy: Proxy) -> int:
         self.shifted |= self.ways.news is None                    # there will be one more to listen to
-        return self.ways.of(target, proxy.place.scope if proxy.place else 0)
+        return self.ways.of(target, proxy.place.scope)
 
     def forget_ways(self) -> None:
         self.shifted = True
@@ -8404,7 +8402,7 @@ class Daemon(Talker):
         keys = node.wanted.changed | kernel.pending
         node.wanted.changed.clear()
         gone, new = plan(kernel.installed, node.wanted.things, keys)
-        others = kernel.neighbours() if any(isinstance(thing, Neighbour) for thing in new) else set()
+        others = kernel.neighbours(new)
         new = [thing for thing in new if self.may_make(thing, others)]
         kernel.pending = {key for key in keys if key in node.wanted.things
                           and kernel.installed.get(key) != node.wanted.things[key]}
@@ -8606,9 +8604,7 @@ class Daemon(Talker):
     def kernel_changed(self, now: Now) -> list[Effect]:
         """What is ours and gone is made again.  Our own changes wake us too: they change nothing."""
         look, gone = self.kernel.changes()
-        lost = {thing_key(thing) for thing in gone} & self.kernel.installed.keys()
-        for key in lost:
-            del self.kernel.installed[key]
+        lost = self.kernel.lose({thing_key(thing) for thing in gone})
         effects = self.see_links() if look else []
         if look and self.node.proxies:
             self.ports.forget_ways()

@@ -16,9 +16,10 @@ from __future__ import annotations
 import shutil
 import socket
 import sys
-from ipaddress import IPv6Address, IPv6Network
+from ipaddress import IPv6Network
 
 from demo import FAR, WORDS, Story, Told, ddpd, echo, line, main, run_ddpd, say, show, write_configs
+from frames import SOLICITATION, neighbours
 from lab import Lab, LabError, Recorder
 from tunnel import tunnel
 
@@ -84,12 +85,10 @@ def build(lab: Lab) -> None:
 def tell_neighbours(wire: Recorder, target: str) -> None:
     """Who asks for this address, and who says that it is there; each only once."""
     told = []
-    for frame in wire.frames():
-        if frame[12:14] != b"\x86\xdd" or frame[20] != 58 or frame[54] not in (135, 136) or \
-                str(IPv6Address(frame[62:78])) != target:
-            continue
-        words = f"who has {target}?" if frame[54] == 135 else f"{target} is at {frame[6:12].hex(':')}, which is vps"
-        told += [words] if words not in told else []
+    for said in neighbours(wire.frames()):
+        asks = said.kind == SOLICITATION
+        words = f"who has {target}?" if asks else f"{target} is at {said.mac.hex(':')}, which is vps"
+        told += [words] if said.target == target and words not in told else []
     for words in told:
         line("wire", words)
     wire.forget()

@@ -8,6 +8,7 @@ Every field can be made wrong.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
 from ipaddress import IPv6Address
 from socket import AF_INET6, inet_pton
 from typing import NamedTuple
@@ -160,3 +161,9 @@ def read(frame: bytes) -> Read:
         at += size
     return Read(frame[:6], frame[6:12], str(IPv6Address(source)), str(IPv6Address(destination)), kind, word,
                 str(IPv6Address(message[8:24])), tuple(options))
+
+
+def neighbours(frames: Iterable[bytes]) -> list[Read]:
+    """The solicitations and advertisements among what a wire has carried."""
+    return [read(frame) for frame in frames
+            if frame[12:14] == b"\x86\xdd" and frame[20] == ICMPV6 and frame[54] in (SOLICITATION, ADVERTISEMENT)]

@@ -208,7 +208,7 @@ def test_what_is_known_of_askers_is_bounded_and_ends_with_the_interfaces_address
 
 def test_no_interface_no_answer_to_a_seek() -> None:
     proxy = proxy_of("proxy = auto ::/0")
-    proxy.settle(None)
+    proxy.settle(ddpd.NO_PLACE)
     with pytest.raises(ddpd.Drop, match="no route"):
         proxy.led(bytes(S), ddpd.read_solicitation(bytes(S)), 3, 0.0)
 
@@ -534,10 +534,10 @@ def test_status_and_metrics_say_what_was_heard() -> None:
     for frame in bytes(solicitation(I)), bytes(solicitation(I, link=OTHER)), bytes(solicitation(FREE)):
         links.decided(proxy, frame, 0.0)
     node.deaf["br0"] = "down"
-    [row] = said = ddpd.status_of(node, ddpd.Now(0.0, 0.0), 10)["ndp"]
-    assert (row["heard"], row["answered"], row["asked_inside"]) == (3, 0, 1) and row["deaf_inside"] == {"br0": "down"}
-    assert row["ignored"] == {"inside is down": 1, "nobody's": 1} and said
     whole = ddpd.status_of(node, ddpd.Now(0.0, 0.0), 10)
+    [row] = whole["ndp"]
+    assert (row["heard"], row["answered"], row["asked_inside"]) == (3, 0, 1) and row["deaf_inside"] == {"br0": "down"}
+    assert row["ignored"] == {"inside is down": 1, "nobody's": 1}
     assert {metric for metric, _, _ in ddpd.samples(whole)} <= {metric for metric, _, _ in ddpd.METRICS}
     text = ddpd.metrics_text(whole)
     assert 'ddpd_proxy_listens{interface="eth0"} 1\n' in text

@@ -36,9 +36,9 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import ddpd  # noqa: E402 - found by the line above
-from bench.beside import FIRST_CORE, cores, stop  # noqa: E402
+from bench.beside import FIRST_CORE, cores, main  # noqa: E402
 from bench.run import rss_kb  # noqa: E402
-from lab import IP, Host, Lab, eventually, own_world  # noqa: E402
+from lab import IP, Host, Lab, eventually  # noqa: E402
 
 PREFIX = ddpd.parse_prefix("2001:db8:77:1::/64")
 AGAIN, NEW = 1_000, 100_000
@@ -247,20 +247,5 @@ def bench(runs: int = 3) -> None:
     table(found)
 
 
-def main(argv: list[str]) -> int:
-    why = own_world([sys.executable, *sys.argv])
-    if why:
-        print(f"bench: no network namespaces here: {why}", file=sys.stderr)
-        return 2
-    signal.signal(signal.SIGTERM, stop)
-    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-    try:
-        bench(*(int(word) for word in argv))
-    except (AssertionError, KeyboardInterrupt) as error:   # LabError is one
-        print(f"bench: {str(error) or 'interrupted; nothing is left behind'}", file=sys.stderr)
-        return 1
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(bench, sys.argv[1:]))

@@ -532,6 +532,20 @@ def test_on_what_lies_above_an_interface(lab: Lab, kind: str) -> None:
     assert not asker.asks(target) if kind == "vlan" else found[0] >= 2
 
 
+@needs("ip link add dev e type veth && ip link add link e name m type macvlan")
+def test_what_is_for_an_interface_above_is_left_to_it(lab: Lab) -> None:
+    """A packet socket hears that, too: what a VLAN or, as here, a macvlan on top gets was not asked on eth0."""
+    host, target, above = lab["proxy"], f"{NET}:7", bytes.fromhex("0200000000cc")
+    host.ip(f"link add link eth0 name m0 address {spelt(above)} type macvlan")
+    host.ip("link set dev m0 up")
+    daemon, asker = proxying(lab, STATIC), Asker(lab)
+    before = daemon.status()["ndp"][0]["heard"]
+    for to, answers in (PROXY, 1), (above, 0):
+        frame = solicitation(target, HERE, target)._replace(to=to)
+        assert len(asker.reaction(frame) or ()) == answers
+    assert daemon.status()["ndp"][0]["heard"] == before + 3              # one, and both fences
+
+
 # ==== inside ==========================================================================
 
 

@@ -11,17 +11,27 @@ import itertools
 import random
 import select
 import socket
-import struct
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from ipaddress import IPv6Address, IPv6Network
-from typing import NamedTuple
 
 import pytest
 
 from daemon import Daemon
+from frames import (
+    ADVERTISEMENT,
+    ASKER,
+    EVERYBODY,
+    ROUTER,
+    SOLICITED,
+    TARGET_MAC,
+    Read,
+    duplicate_probe,
+    neighbours,
+    solicitation,
+)
 from lab import Host, Lab, Recorder, eventually, needs, with_keys
 from tunnel import tunnel
 
@@ -51,52 +61,7 @@ ask     = ::/80 on br-lan
           ::/128 on lo
 default = dev tun0
 """
-
-
-# ==== neighbour discovery, as the RFCs have it ========================================
-
-SOLICITATION, ADVERTISEMENT = 135, 136
-ROUTER, SOLICITED = 0x80, 0x40
-MAC, ASKER = bytes.fromhex("02007700000a"), "fe80::77:a"             # of nobody: the test's own
-ALL_NODES, NOBODY = "ff02::1", "::"
-
-
-class Seen(NamedTuple):
-    """A solicitation or advertisement on the wire."""
-
-    kind: int
-    source: str
-    destination: str
-    target: str
-    flags: int
-    hops: int
-    macs: tuple[str, str, str]             # to, from, and that of the option
-
-
-def group_of(target: str) -> bytes:
-    return IPv6Address("ff02::1:ff00:0").packed[:13] + IPv6Address(target).packed[13:]
-
-
-def solicitation(target: str, source: str = ASKER) -> bytes:
-    """To the group of the target; without a source, that is a probe for duplicates (RFC 4862 5.4)."""
-    group, asker = group_of(target), IPv6Address(source).packed
-    body = struct.pack("!BBHI16s", SOLICITATION, 0, 0, 0, IPv6Address(target).packed)
-    body += b"\1\1" + MAC if source != NOBODY else b""
-    words = asker + group + struct.pack("!II", len(body), 58) + body
-    total = sum(struct.unpack(f"!{len(words) // 2}H", words))
-    while total >> 16:
-        total = (total & 0xFFFF) + (total >> 16)
-    body = body[:2] + struct.pack("!H", 0xFFFF - total) + body[4:]
-    head = struct.pack("!HIHBB", 0x86DD, 6 << 28, len(body), 58, 255)
-    return b"\x33\x33" + group[12:] + MAC + head + asker + group + body
-
-
-def seen_in(frame: bytes) -> Seen | None:
-    if frame[12:14] != b"\x86\xdd" or frame[20] != 58 or frame[54] not in (SOLICITATION, ADVERTISEMENT):
-        return None
-    source, destination, target = (str(IPv6Address(frame[at : at + 16])) for at in (22, 38, 62))
-    return Seen(frame[54], source, destination, target, frame[58], frame[21],
-                (frame[:6].hex(":"), frame[6:12].hex(":"), frame[80:86].hex(":")))
+HERE, NOBODY = "fe80::77:a", "::"                                    # HERE: the test's own, of nobody
 
 
 # ==== the world =======================================================================
@@ -145,13 +110,13 @@ class Story:
     def held(self) -> list[str]:
         return [row["prefix"] for row in sorted(self.home.status()["held"], key=lambda row: int(row["slot"]))]
 
-    def ask(self, target: str, source: str = ASKER) -> None:
-        self.wire.sock.send(solicitation(target, source))
+    def ask(self, target: str, source: str = HERE) -> None:
+        self.wire.sock.send(bytes(duplicate_probe(target) if source == NOBODY else solicitation(target, source)))
 
-    def advertised(self) -> list[Seen]:
-        return [seen for frame in self.wire.frames() if (seen := seen_in(frame)) and seen.kind == ADVERTISEMENT]
+    def advertised(self) -> list[Read]:
+        return [seen for seen in neighbours(self.wire.frames()) if seen.kind == ADVERTISEMENT]
 
-    def answer(self, target: str, source: str = ASKER, within_s: float = 1.0) -> Seen | None:
+    def answer(self, target: str, source: str = HERE, within_s: float = 1.0) -> Read | None:
         """What the first solicitation gets; None: nothing."""
         self.wire.forget()
         self.ask(target, source)
@@ -235,7 +200,8 @@ def test_an_answer_is_as_a_proxy_s_has_to_be(story: Story) -> None:
     for target in (story.inside, story.single):
         seen = story.answer(target)
         assert seen is not None
-        assert seen[2:] == (ASKER, target, ROUTER | SOLICITED, 255, (MAC.hex(":"), mac, mac))
+        assert (seen.to, seen.mac, seen.options) == (ASKER, mac, ((TARGET_MAC, mac),))
+        assert (seen.destination, seen.target, seen.word) == (HERE, target, ROUTER | SOLICITED)
         assert IPv6Address(seen.source).is_link_local
 
 
@@ -246,13 +212,14 @@ def test_another_implementation_is_answered(world: Story) -> None:
     world.begin()
     tenant, mac = world.lab["tenant"], mac_of(world)
     for target in (world.inside, world.single):
-        assert tenant.ask(f"ndisc6 -q -1 {target} eth0").stdout.strip().lower() == mac
+        assert tenant.ask(f"ndisc6 -q -1 {target} eth0").stdout.strip().lower() == mac.hex(":")
     for target in neighbours_of(world)[:2]:
         assert not tenant.ask(f"ndisc6 -q -1 -r 1 -w 300 {target} eth0").stdout
 
 
-def mac_of(story: Story) -> str:
-    return story.lab["vps"].look("-o link show dev eth0").split("link/ether ")[1].split()[0]
+def mac_of(story: Story, name: str = "vps", dev: str = "eth0") -> bytes:
+    shown = story.lab[name].look(f"-o link show dev {dev}").split("link/ether ")[1].split()[0]
+    return bytes.fromhex(shown.replace(":", ""))
 
 
 # ==== and nothing else does ===========================================================
@@ -293,7 +260,7 @@ def test_a_probe_for_duplicates_is_answered_for_all_to_hear(story: Story) -> Non
     for target in (story.inside, story.single):
         seen = story.answer(target, NOBODY)
         assert seen is not None
-        assert (seen.destination, seen.flags, seen.hops, seen.macs[0]) == (ALL_NODES, ROUTER, 255, "33:33:00:00:00:01")
+        assert (seen.destination, seen.word, seen.to) == ("ff02::1", ROUTER, EVERYBODY)
     assert not [target for target in neighbours_of(story) if story.answer(target, NOBODY, within_s=0.2)]
 
 
@@ -416,21 +383,21 @@ def test_ten_minutes_of_traffic_lose_nothing(story: Story) -> None:
     macs = {}
     for name, (dev, values) in CACHES.items():
         lab[name].sysctl({f"net/ipv6/neigh/{dev}/{key}": value for key, value in values.items()})
-        macs[name] = lab[name].look(f"-o link show dev {dev}").split("link/ether ")[1].split()[0]
+        macs[name] = mac_of(story, name, dev)
     froms = [lab["far"].socket(socket.AF_INET6), tenant.socket(socket.AF_INET6)]
     tos = [(bound(lab["host"], story.inside), story.inside), (bound(lab["home"], story.single), story.single)]
     story.wire.forget()
     assert not lost(froms, tos, lambda: [tenant.ask(f"ip neigh del {address} dev eth0") for address in leased])
-    seen = [seen for frame in story.wire.frames() if (seen := seen_in(frame)) and seen.target in leased]
+    seen = [seen for seen in neighbours(story.wire.frames()) if seen.target in leased]
     for name, probes, solicitations in ("provider", 20, 0), ("tenant", 0, 10):
         for target in leased:
-            asked = [each for each in seen if each.target == target and each.macs[1] == macs[name]]
-            answers = [each for each in seen if each.target == target and each.macs[0] == macs[name]]
+            asked = [each for each in seen if each.target == target and each.mac == macs[name]]
+            answers = [each for each in seen if each.target == target and each.to == macs[name]]
             unicast = [each for each in asked if each.destination == target]
             print(f"[=] {name} looked for {target} {len(asked)} times, {len(unicast)} of them unicast")
             assert len(unicast) >= probes and len(asked) - len(unicast) >= solicitations
             assert len(answers) == len(asked), "each is answered, so none is asked twice"
-            assert {(each.flags, each.macs[1]) for each in answers} == {(ROUTER | SOLICITED, mac_of(story))}
+            assert {(each.word, each.mac) for each in answers} == {(ROUTER | SOLICITED, mac_of(story))}
 
 
 def bound(host: Host, address: str) -> socket.socket:
