@@ -843,8 +843,7 @@ def padded(plain: bytes, size: int) -> bytes:
 
 # ==== SETTINGS ======================================================= pure ====
 #
-# What can be configured: the types, how each value is written, and the list of all
-# keys.  The parser, the example file and the README's table are made from it.
+# What can be configured, as types.
 
 
 class ConfigError(Exception):
@@ -1090,6 +1089,11 @@ class Config:
     pins: Pins
     skipped: tuple[str, ...]             # bad rows of pin files and bad files of grantees, a line each
     unknown: tuple[str, ...]             # ids of pins that are nobody's, the first of them
+
+
+# ==== VALUES ========================================================== pure ====
+#
+# How each kind of value is written: text to a type, or a ValueError that says what is wrong.
 
 
 def words(text: str) -> list[str]:
@@ -1414,6 +1418,8 @@ def parse_date(text: str) -> float:
 
 
 # ==== KEYS =========================================================== pure ====
+#
+# The list of all keys.  The parser, the example file and the README's table are made from it.
 
 
 class Setting(NamedTuple):
@@ -3781,13 +3787,13 @@ class Decider:
         return said
 
 
-# ==== GRANTOR ======================================================== pure ====
+# ==== KEEPER ========================================================== pure ====
 #
-# An ask becomes an answer, and a lease lives: begun, renewed, deprecated, ended, revoked.
+# A lease lives: begun, renewed, deprecated, ended, revoked; and it is routed meanwhile.
 
 
-class Grantor(Decider):
-    """Answers asks, and remembers what it promised."""
+class Keeper(Decider):
+    """Keeps what was promised."""
 
     def __init__(self, secret: bytes, config: Config, wanted: Wanted, rand: Rand) -> None:
         super().__init__(secret, config, rand)
@@ -3845,6 +3851,18 @@ class Grantor(Decider):
             for lease in peer.living():
                 lease.reach, lease.why = self.configured(peer.agreement.route, lease.prefix.version)
                 self.route(lease)
+
+    def peer_of(self, key: bytes) -> Peer | None:
+        """None: a stranger."""
+        peer = self.peers.get(key)
+        agreement = self.agreements.get(key)
+        if agreement is None:
+            return None
+        if peer is None:
+            peer = self.peers[key] = Peer(key, agreement)
+        elif peer.agreement is not agreement:
+            self.refresh(peer)
+        return peer
 
     def go_on(self) -> None:
         """With the review, for a while."""
@@ -4042,6 +4060,15 @@ class Grantor(Decider):
             return None, "not a neighbour: a routing protocol's work"
         return Reach(host.host, self.links.names.get(path.interface, "")), ""
 
+
+# ==== GRANTOR ========================================================= pure ====
+#
+# An ask becomes an answer.
+
+
+class Grantor(Keeper):
+    """Answers asks, and remembers what it promised."""
+
     # -- asks ------------------------------------------------------------------------
 
     def heard(self, peer: Peer, ask: Ask, path: Path, now: Now) -> tuple[Answer, list[Effect]]:
@@ -4203,18 +4230,6 @@ class Grantor(Decider):
             self.site["looking_glass"](self.asked(Case(peer, Want(0, NOWHERE), ask, Now(0.0, 0.0))), answer)
         except SiteFailure:
             pass                                                  # is logged where it was caught
-
-    def peer_of(self, key: bytes) -> Peer | None:
-        """None: a stranger."""
-        peer = self.peers.get(key)
-        agreement = self.agreements.get(key)
-        if agreement is None:
-            return None
-        if peer is None:
-            peer = self.peers[key] = Peer(key, agreement)
-        elif peer.agreement is not agreement:
-            self.refresh(peer)
-        return peer
 
     # -- time, and what went wrong ---------------------------------------------------
 
@@ -5544,16 +5559,10 @@ class Proxy:
         return sorted(set(found)) if len(found) <= 2 * most else None
 
 
-# ==== NODE =========================================================== pure ====
+# ==== ROLES =========================================================== pure ====
 #
-# Both roles, their sessions and their leases behind four verbs: `received` a
-# datagram, `woke` at the deadline, `compose` an ask, `resolved` a name.
-
-
-def expect(cls: type[T], message: Message) -> T:
-    if not isinstance(message, cls):
-        raise Drop("message of the other role")
-    return message
+# Both roles side by side: what each is to know of the other, of the links and of the
+# ways, and what they want of the kernel together.
 
 
 def ula_of(secret: bytes, pool: str) -> Prefix:
@@ -5562,36 +5571,9 @@ def ula_of(secret: bytes, pool: str) -> Prefix:
     return Prefix(6, 0xFD << 120 | int.from_bytes(drawn, "big") << 80, 48)
 
 
-class LastRun(NamedTuple):
-    """How the program ended last time."""
+class Roles:
+    """A grantor and grantees in one process."""
 
-    clean: bool
-    boot: str
-    at: float
-    epoch: int
-
-
-def aged(lease: Lease, run: LastRun, elapsed_s: float) -> Lease:
-    """After a crash a lease has its full lifetime left; after two without a renewal, none."""
-    if run.clean:
-        lease.valid_until -= elapsed_s
-    elif lease.living:
-        lease.valid_until = lease.valid_s if lease.epoch == run.epoch else 0.0
-    return lease
-
-
-READ_RECORD: Final[dict[str, Callable[[Record, str, Now], Any]]] = {
-    "granted":    lambda record, _boot, _now: lease_of(record),
-    "held":       lambda record, boot, now: (public_key(record["key"]), held_of(record, boot, now)),
-    "slot":       lambda record, _boot, _now: (str(record["grantor"]), str(record["line"]), int(record["slot"])),
-    "made":       lambda record, _boot, _now: made_of(record),
-    "recovering": lambda record, _boot, _now: span(int(record["left"])),
-    "run":        lambda record, _boot, _now: LastRun(bool(record["clean"]), str(record["boot"]), float(record["at"]),
-                                                      int(record["epoch"])),
-}
-
-
-class Node:
     def __init__(self, config: Config, secret: bytes, boot: str, rand: Rand) -> None:
         self.config, self.boot, self.rand = config, boot, rand
         self.s = keypair(secret)
@@ -5789,6 +5771,108 @@ class Node:
         known = {version: reach for version, reach in grantee.reaches.items() if reach.dev == way.reach.dev}
         return known | {version: reach for version, reach in found.items() if reach is not None}
 
+    def taken(self, name: str, prefix: Prefix) -> str:
+        """Who else has this prefix: a link of this node that ddpd did not make, or another grantor's lease."""
+        ours = {(thing.dev, thing.address) for thing in self.made.values() if isinstance(thing, Address)}
+        for index, own in self.links.addresses:
+            if own.network(own.length).overlaps(prefix) and (self.links.names.get(index, ""), own) not in ours:
+                return f"overlaps {own.network(own.length)} on {self.links.names.get(index, index)}"
+        for other, grantee in self.grantees.items():
+            if any(prefix.holds(parse_host(place.host)) for place in grantee.places()):
+                return f"holds the address at which {other} is asked"
+            if other != name and any(held.prefix.overlaps(prefix) for held in grantee.held):
+                return f"overlaps a lease from {other}"
+        return ""
+
+    def rank(self) -> list[Effect]:
+        """Of the grantors with a rank only the best that lives is preferred, in each family; the others wait."""
+        effects: list[Effect] = []
+        ranked = [grantee for grantee in self.grantees.values() if grantee.contact.rank is not None or grantee.waits]
+        for version in WIDTH:
+            living = {grantee.contact.name: grantee.distance(version) for grantee in ranked
+                      if grantee.contact.rank is not None and grantee.is_preferred(version) and grantee.trip_s < inf}
+            leading = {name for name, distance in living.items() if distance == min(living.values())}
+            for grantee in ranked:
+                name, waited = grantee.contact.name, version in grantee.waits
+                grantee.leads = grantee.leads - {version} | ({version} if name in leading else set())
+                grantee.waits = grantee.waits - {version} | ({version} if name in living.keys() - leading else set())
+                if waited != (version in grantee.waits):
+                    what = "preferred" if waited else "waits"
+                    effects += [Note(f"ranked grantor={name} IPv{version}={what}"), Install(), Hook(name, "ranked")]
+        return effects
+
+    def want_grantees(self) -> None:
+        things = {thing_key(thing): thing for grantee in self.grantees.values() for thing in grantee.things()}
+        for key in self.held_keys - things.keys():
+            self.wanted.take(key)
+        for thing in things.values():
+            self.wanted.put(thing)
+        self.held_keys = set(things)
+
+    def better_source(self, name: str, source: str) -> str:
+        """Of our addresses: the one that was used on this way, as long as there is no reason to change it."""
+        grantee, way = self.grantees[name], self.grantees[name].way
+        keep = way is not None and grantee.target == grantee.place() and self.links.is_usable(way.source)
+        return way.source if way is not None and keep else self.unleased(source, way)
+
+    def unleased(self, source: str, way: Way | None) -> str:
+        """Not a leased address, if there is another one: what was leased may not be routed yet, or no longer."""
+        own = parse_host(source)
+        leased_ = [held.prefix for grantee in self.grantees.values() for held in grantee.held]
+        if not any(prefix.holds(own) for prefix in leased_):
+            return source
+        devs = {"lo", way.reach.dev if way else ""}
+        others = [at for index, at in self.links.addresses if self.links.names.get(index) in devs
+                  and at.version == own.version and not any(prefix.holds(at) for prefix in leased_)
+                  and not is_nobodys(at) and (index, at) not in self.links.fading]
+        others.sort(key=lambda at: GLOBAL.holds(at) != GLOBAL.holds(own))
+        return inet_ntop(AF_INET6, mapped(others[0])) if others else source
+
+
+# ==== NODE ============================================================ pure ====
+#
+# Both roles, their sessions and their leases behind four verbs: `received` a
+# datagram, `woke` at the deadline, `compose` an ask, `resolved` a name.
+
+
+def expect(cls: type[T], message: Message) -> T:
+    if not isinstance(message, cls):
+        raise Drop("message of the other role")
+    return message
+
+
+class LastRun(NamedTuple):
+    """How the program ended last time."""
+
+    clean: bool
+    boot: str
+    at: float
+    epoch: int
+
+
+def aged(lease: Lease, run: LastRun, elapsed_s: float) -> Lease:
+    """After a crash a lease has its full lifetime left; after two without a renewal, none."""
+    if run.clean:
+        lease.valid_until -= elapsed_s
+    elif lease.living:
+        lease.valid_until = lease.valid_s if lease.epoch == run.epoch else 0.0
+    return lease
+
+
+READ_RECORD: Final[dict[str, Callable[[Record, str, Now], Any]]] = {
+    "granted":    lambda record, _boot, _now: lease_of(record),
+    "held":       lambda record, boot, now: (public_key(record["key"]), held_of(record, boot, now)),
+    "slot":       lambda record, _boot, _now: (str(record["grantor"]), str(record["line"]), int(record["slot"])),
+    "made":       lambda record, _boot, _now: made_of(record),
+    "recovering": lambda record, _boot, _now: span(int(record["left"])),
+    "run":        lambda record, _boot, _now: LastRun(bool(record["clean"]), str(record["boot"]), float(record["at"]),
+                                                      int(record["epoch"])),
+}
+
+
+class Node(Roles):
+    """All that ddpd decides."""
+
     # -- datagrams -------------------------------------------------------------------
 
     def received(self, datagram: bytes, path: Path, now: Now, grantor: str = "") -> list[Effect]:
@@ -5910,63 +5994,6 @@ class Node:
         effects += self.follow(now)
         more = answer.need is not None and self.initiators[name].size > room
         return [*effects, Call(name)] if more else effects        # what did not fit is worth a longer ask
-
-    def taken(self, name: str, prefix: Prefix) -> str:
-        """Who else has this prefix: a link of this node that ddpd did not make, or another grantor's lease."""
-        ours = {(thing.dev, thing.address) for thing in self.made.values() if isinstance(thing, Address)}
-        for index, own in self.links.addresses:
-            if own.network(own.length).overlaps(prefix) and (self.links.names.get(index, ""), own) not in ours:
-                return f"overlaps {own.network(own.length)} on {self.links.names.get(index, index)}"
-        for other, grantee in self.grantees.items():
-            if any(prefix.holds(parse_host(place.host)) for place in grantee.places()):
-                return f"holds the address at which {other} is asked"
-            if other != name and any(held.prefix.overlaps(prefix) for held in grantee.held):
-                return f"overlaps a lease from {other}"
-        return ""
-
-    def rank(self) -> list[Effect]:
-        """Of the grantors with a rank only the best that lives is preferred, in each family; the others wait."""
-        effects: list[Effect] = []
-        ranked = [grantee for grantee in self.grantees.values() if grantee.contact.rank is not None or grantee.waits]
-        for version in WIDTH:
-            living = {grantee.contact.name: grantee.distance(version) for grantee in ranked
-                      if grantee.contact.rank is not None and grantee.is_preferred(version) and grantee.trip_s < inf}
-            leading = {name for name, distance in living.items() if distance == min(living.values())}
-            for grantee in ranked:
-                name, waited = grantee.contact.name, version in grantee.waits
-                grantee.leads = grantee.leads - {version} | ({version} if name in leading else set())
-                grantee.waits = grantee.waits - {version} | ({version} if name in living.keys() - leading else set())
-                if waited != (version in grantee.waits):
-                    what = "preferred" if waited else "waits"
-                    effects += [Note(f"ranked grantor={name} IPv{version}={what}"), Install(), Hook(name, "ranked")]
-        return effects
-
-    def want_grantees(self) -> None:
-        things = {thing_key(thing): thing for grantee in self.grantees.values() for thing in grantee.things()}
-        for key in self.held_keys - things.keys():
-            self.wanted.take(key)
-        for thing in things.values():
-            self.wanted.put(thing)
-        self.held_keys = set(things)
-
-    def better_source(self, name: str, source: str) -> str:
-        """Of our addresses: the one that was used on this way, as long as there is no reason to change it."""
-        grantee, way = self.grantees[name], self.grantees[name].way
-        keep = way is not None and grantee.target == grantee.place() and self.links.is_usable(way.source)
-        return way.source if way is not None and keep else self.unleased(source, way)
-
-    def unleased(self, source: str, way: Way | None) -> str:
-        """Not a leased address, if there is another one: what was leased may not be routed yet, or no longer."""
-        own = parse_host(source)
-        leased_ = [held.prefix for grantee in self.grantees.values() for held in grantee.held]
-        if not any(prefix.holds(own) for prefix in leased_):
-            return source
-        devs = {"lo", way.reach.dev if way else ""}
-        others = [at for index, at in self.links.addresses if self.links.names.get(index) in devs
-                  and at.version == own.version and not any(prefix.holds(at) for prefix in leased_)
-                  and not is_nobodys(at) and (index, at) not in self.links.fading]
-        others.sort(key=lambda at: GLOBAL.holds(at) != GLOBAL.holds(own))
-        return inet_ntop(AF_INET6, mapped(others[0])) if others else source
 
     def compose(self, name: str, source: str, now: Now) -> bytes:
         """The ask to send to this grantor's present place, now, from this address."""
@@ -8232,6 +8259,115 @@ class Controls:
             pass
 
 
+# ==== INSTALLING ======================================================= I/O ====
+
+
+class Installer(Talker):
+    """A node whose wishes are carried out in the kernel, and written down where the kernel takes no mark."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.store = Store(config.leases)
+        self.store.acquire()
+        super().__init__(Node(config, load_secret(config, make=True), boot_id(), os.urandom), config.listen)
+        self.retry_install = inf
+
+    def install(self, now: Now) -> None:
+        """Make the kernel equal to what is wanted, as far as it has changed."""
+        node, kernel = self.node, self.kernel
+        keys = node.wanted.changed | kernel.pending
+        node.wanted.changed.clear()
+        gone, new = plan(kernel.installed, node.wanted.things, keys)
+        others = kernel.neighbours(new)
+        new = [thing for thing in new if self.may_make(thing, others)]
+        kernel.pending = {key for key in keys if key in node.wanted.things
+                          and kernel.installed.get(key) != node.wanted.things[key]}
+        refused: set[Key] = set()
+        if gone or new:
+            kept = self.unmake(gone)
+            lines: list[ThingLine] = [(thing, add_line(thing, kernel.mark, now)) for thing in self.recorded(new, now)]
+            failed = kernel.run(lines)
+            self.note_made(failed, lines)
+            if gone or failed:
+                self.see_again()
+            node.wanted.changed |= kept & kernel.installed.keys()
+            refused = {thing_key(lines[n][0]) for n in failed}
+        there = kernel.addresses() if node.made else set()
+        self.strike_out([key for key, thing in node.made.items() if key not in kernel.installed
+                         and (key not in node.wanted.things or key in refused)
+                         and not (isinstance(thing, Address) and place_of(*thing[:2]) in there)], now)
+        if kernel.pending & {thing_key(thing) for thing in new} or node.wanted.changed:
+            self.retry_install = min(self.retry_install, now.boot + RETRY_INSTALL_S)
+
+    def unmake(self, gone: list[Thing]) -> set[Key]:
+        """Take it away; what the kernel has all the same stays ours, and is tried again."""
+        lines: list[ThingLine] = [(thing, line) for thing in gone for line in delete_lines(thing, self.kernel.mark)]
+        failed = self.kernel.run(lines)
+        doubtful = {thing_key(lines[n][0]) for n in failed}
+        for key in {thing_key(thing) for thing in gone} - doubtful:
+            self.kernel.installed.pop(key, None)
+        if doubtful:
+            self.see_again(all_of_it=True)
+        left = doubtful & self.kernel.installed.keys()
+        for n, why in failed.items():
+            if thing_key(lines[n][0]) in left:
+                log.limited("install", "cannot remove command=\"%s\" why=\"%s\"", lines[n][1], why)
+        return left
+
+    def see_again(self, all_of_it: bool = False) -> None:
+        try:
+            self.kernel.look()
+            if all_of_it:
+                self.kernel.look_at_all(self.node.made)
+        except OSError as why:
+            log.limited("links", "cannot see links why=\"%s\"", why)
+
+    def recorded(self, new: list[Thing], now: Now) -> list[Thing]:
+        """What carries no mark in the kernel is written down before it is made; what cannot be is not made."""
+        unmarked = {thing_key(thing): thing for thing in new if not isinstance(thing, Route)}
+        if self.record_made(unmarked.keys() - self.node.made.keys(), unmarked, now):
+            return new
+        return [thing for thing in new if isinstance(thing, Route) or thing_key(thing) in self.node.made]
+
+    def note_made(self, failed: Mapping[int, str], lines: list[ThingLine]) -> None:
+        for n, (thing, line) in enumerate(lines):
+            key = thing_key(thing)
+            if n in failed:
+                log.limited("install", "cannot install command=\"ip -%d %s\" why=\"%s\"", version_of(thing), line,
+                            failed[n])
+            else:
+                self.kernel.installed[key] = thing
+                self.kernel.pending.discard(key)
+        self.retry_install = clock_now().boot + RETRY_INSTALL_S if failed else inf
+
+    def may_make(self, thing: Thing, others: set[Neighbour]) -> bool:
+        """Not on an interface that is not there (or by one that is down); not over a foreign address, or neighbour."""
+        dev = thing.reach.dev if isinstance(thing, Route) else getattr(thing, "dev", "")
+        if dev and not self.kernel.links.has(dev, IFF_UP if isinstance(thing, Route) else ~0):
+            if thing_key(thing) not in self.kernel.pending:
+                log.info("waiting for interface=%s", dev)
+            return False
+        if isinstance(thing, Route | Rule) or thing_key(thing) in self.node.made:
+            return True
+        if isinstance(thing, Neighbour):
+            return thing not in others
+        return place_of(thing.dev, thing.address) not in self.kernel.addresses()
+
+    def record_made(self, keys: Iterable[Key], things: Mapping[Key, Thing], now: Now) -> bool:
+        """False if it cannot be written."""
+        records = [made_record(things[key]) for key in keys]
+        if records and not self.store.save({key_of(record): record for record in records}, now):
+            return False
+        self.node.made |= {key: things[key] for key in keys}
+        return True
+
+    def strike_out(self, keys: Iterable[Key], now: Now) -> None:
+        """After it is unmade."""
+        things = [self.node.made.pop(key) for key in keys if key in self.node.made]
+        if things:
+            self.store.save({key_of(made_record(thing)): None for thing in things}, now)
+
+
 # ==== DAEMON ========================================================== I/O ====
 
 
@@ -8253,14 +8389,11 @@ def take_up(node: Node, read: OnFile | None, marked: bool, now: Now) -> list[Dam
     return damage
 
 
-class Daemon(Talker):
+class Daemon(Installer):
     """Waits for the world, lets the node think, does what it says."""
 
     def __init__(self, config: Config) -> None:
-        self.config = config
-        self.store = Store(config.leases)
-        self.store.acquire()
-        super().__init__(Node(config, load_secret(config, make=True), boot_id(), os.urandom), config.listen)
+        super().__init__(config)
         self.marked = False
         self.lost: dict[Subnet, float] = {}                       # announced before: until when that is said
         self.aims: dict[str, Path | None] = {}                    # to where the ways were looked at ...
@@ -8274,7 +8407,6 @@ class Daemon(Talker):
         self.controls = Controls(config.control)
         self.signals: list[int] = []
         self.stopping = False
-        self.retry_install = inf
         self.node.grantor.site = load_handlers(config.handlers)
         self.unwritten: list[str] = []                            # of the accounting log
         self.loading: Steps[Config] | None = None
@@ -8395,101 +8527,6 @@ class Daemon(Talker):
                 self.marked = True
         except OSError as why:
             log.limited("marker", "cannot write %s.granted: %s", self.config.key, why.strerror)
-
-    def install(self, now: Now) -> None:
-        """Make the kernel equal to what is wanted, as far as it has changed."""
-        node, kernel = self.node, self.kernel
-        keys = node.wanted.changed | kernel.pending
-        node.wanted.changed.clear()
-        gone, new = plan(kernel.installed, node.wanted.things, keys)
-        others = kernel.neighbours(new)
-        new = [thing for thing in new if self.may_make(thing, others)]
-        kernel.pending = {key for key in keys if key in node.wanted.things
-                          and kernel.installed.get(key) != node.wanted.things[key]}
-        refused: set[Key] = set()
-        if gone or new:
-            kept = self.unmake(gone)
-            lines: list[ThingLine] = [(thing, add_line(thing, kernel.mark, now)) for thing in self.recorded(new, now)]
-            failed = kernel.run(lines)
-            self.note_made(failed, lines)
-            if gone or failed:
-                self.see_again()
-            node.wanted.changed |= kept & kernel.installed.keys()
-            refused = {thing_key(lines[n][0]) for n in failed}
-        there = kernel.addresses() if node.made else set()
-        self.strike_out([key for key, thing in node.made.items() if key not in kernel.installed
-                         and (key not in node.wanted.things or key in refused)
-                         and not (isinstance(thing, Address) and place_of(*thing[:2]) in there)], now)
-        if kernel.pending & {thing_key(thing) for thing in new} or node.wanted.changed:
-            self.retry_install = min(self.retry_install, now.boot + RETRY_INSTALL_S)
-
-    def unmake(self, gone: list[Thing]) -> set[Key]:
-        """Take it away; what the kernel has all the same stays ours, and is tried again."""
-        lines: list[ThingLine] = [(thing, line) for thing in gone for line in delete_lines(thing, self.kernel.mark)]
-        failed = self.kernel.run(lines)
-        doubtful = {thing_key(lines[n][0]) for n in failed}
-        for key in {thing_key(thing) for thing in gone} - doubtful:
-            self.kernel.installed.pop(key, None)
-        if doubtful:
-            self.see_again(all_of_it=True)
-        left = doubtful & self.kernel.installed.keys()
-        for n, why in failed.items():
-            if thing_key(lines[n][0]) in left:
-                log.limited("install", "cannot remove command=\"%s\" why=\"%s\"", lines[n][1], why)
-        return left
-
-    def see_again(self, all_of_it: bool = False) -> None:
-        try:
-            self.kernel.look()
-            if all_of_it:
-                self.kernel.look_at_all(self.node.made)
-        except OSError as why:
-            log.limited("links", "cannot see links why=\"%s\"", why)
-
-    def recorded(self, new: list[Thing], now: Now) -> list[Thing]:
-        """What carries no mark in the kernel is written down before it is made; what cannot be is not made."""
-        unmarked = {thing_key(thing): thing for thing in new if not isinstance(thing, Route)}
-        if self.record_made(unmarked.keys() - self.node.made.keys(), unmarked, now):
-            return new
-        return [thing for thing in new if isinstance(thing, Route) or thing_key(thing) in self.node.made]
-
-    def note_made(self, failed: Mapping[int, str], lines: list[ThingLine]) -> None:
-        for n, (thing, line) in enumerate(lines):
-            key = thing_key(thing)
-            if n in failed:
-                log.limited("install", "cannot install command=\"ip -%d %s\" why=\"%s\"", version_of(thing), line,
-                            failed[n])
-            else:
-                self.kernel.installed[key] = thing
-                self.kernel.pending.discard(key)
-        self.retry_install = clock_now().boot + RETRY_INSTALL_S if failed else inf
-
-    def may_make(self, thing: Thing, others: set[Neighbour]) -> bool:
-        """Not on an interface that is not there (or by one that is down); not over a foreign address, or neighbour."""
-        dev = thing.reach.dev if isinstance(thing, Route) else getattr(thing, "dev", "")
-        if dev and not self.kernel.links.has(dev, IFF_UP if isinstance(thing, Route) else ~0):
-            if thing_key(thing) not in self.kernel.pending:
-                log.info("waiting for interface=%s", dev)
-            return False
-        if isinstance(thing, Route | Rule) or thing_key(thing) in self.node.made:
-            return True
-        if isinstance(thing, Neighbour):
-            return thing not in others
-        return place_of(thing.dev, thing.address) not in self.kernel.addresses()
-
-    def record_made(self, keys: Iterable[Key], things: Mapping[Key, Thing], now: Now) -> bool:
-        """False if it cannot be written."""
-        records = [made_record(things[key]) for key in keys]
-        if records and not self.store.save({key_of(record): record for record in records}, now):
-            return False
-        self.node.made |= {key: things[key] for key in keys}
-        return True
-
-    def strike_out(self, keys: Iterable[Key], now: Now) -> None:
-        """After it is unmade."""
-        things = [self.node.made.pop(key) for key in keys if key in self.node.made]
-        if things:
-            self.store.save({key_of(made_record(thing)): None for thing in things}, now)
 
     def see_links(self) -> list[Effect]:
         try:
