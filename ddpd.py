@@ -75,6 +75,8 @@ class Now(NamedTuple):
 PORT:     Final = 3373
 PROTOCOL: Final = 1                    # version on the wire
 FOREVER:  Final = 0xFFFFFFFF           # a lifetime without end
+WG_PORT:  Final = 51820
+DOOR:     Final = 970                    # wg-dynamic's, of TCP
 MARK:     Final = 221                  # our routes' protocol; their metric, our rules' preference: 100 times it
 
 # Every limit, in one table: the README prints it.
@@ -138,6 +140,14 @@ MAX_PROGRAM:    Final = 240            # ... and instructions with which it does
 WAY_S:          Final = 1.0            # seconds in which a route may end, or its next hop change, without news of it
 MAX_CELLS:      Final = 4096           # routes among which `auto` finds out which addresses go the same way
 DRAIN:          Final = 256            # frames taken from one interface before others are served
+PEERS_S:        Final = 3.0            # seconds between two looks at WireGuard's peers; gone is who is missed twice
+PEERS_GAP_S:    Final = 1.0            # ... at least, though strangers ask who may be new ones
+PEERS_AT_ONCE:  Final = 500            # peers that one `wg` removes
+DOOR_CALLERS:   Final = 64             # connections at once to the door of wg-dynamic, an interface ...
+DOOR_EACH:      Final = 8              # ... and of one address: then who has been silent for longest goes
+DOOR_S:         Final = 10.0           # seconds for a message of wg-dynamic to come, and for its answer to be read
+DOOR_LINE:      Final = 4096           # bytes of its lines
+DOOR_MESSAGE:   Final = 8192           # ... and of all of it
 RETRY_DISK_S:   Final = 10             # seconds between two tries to write what could not be written
 LINE:           Final = 384            # bytes of a line in the lease file
 SPARE_LINES:    Final = 64             # blank lines by which the lease file grows
@@ -854,6 +864,9 @@ class HostPort(NamedTuple):
     host: str
     port: int
 
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
 
 class Reach(NamedTuple):
     """How a prefix is routed: `via` may be empty, `dev` too, not both."""
@@ -945,7 +958,7 @@ class Rate(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Agreement:
     name: str
-    key: bytes
+    key: bytes                           # empty: of all peers of a WireGuard interface
     pools: tuple[str, ...]               # their names
     limit: int
     lengths: tuple[int, ...]             # empty: all that the pools give
@@ -955,6 +968,34 @@ class Agreement:
     bounds: tuple[float, float]          # shortest and longest valid lifetime
     until: float                         # wall clock: when it is over
     rate: Rate
+    was: tuple[bytes, ...] = ()          # its keys before
+
+
+@dataclass(frozen=True)
+class Guard:
+    """A [wireguard] section: an interface whose peers may ask."""
+
+    dev: str
+    agreement: Agreement
+    adds_peers: bool
+    port: int                            # with which it is made, if there is none; 0: it is not made
+    addresses: tuple[Prefix, ...]        # ... and its addresses then
+    endpoint: HostPort                   # told; no host: where they asked, port 0: the interface's own
+    allowed: tuple[Prefix, ...]          # told
+    keepalive_s: int                     # told; 0: not
+    dynamic: bool                        # the door of wg-dynamic is open
+    secret: str                          # the file of our private key
+
+
+@dataclass(frozen=True)
+class Tunnel:
+    """A [tunnel] section: a WireGuard interface, made from what a grantor says."""
+
+    dev: str
+    grantor: str
+    routes: tuple[Prefix, ...]
+    mtu: int                             # 0: the kernel's choice
+    secret: str                          # the file of our private key
 
 
 class Pins:
@@ -1018,6 +1059,7 @@ class Contact:
     hostname: str
     keepalive_s: float
     suffix: int
+    tunnel: Tunnel | None = None
 
     @property
     def follows_way(self) -> bool:
@@ -1085,6 +1127,7 @@ class Config:
     agreements: dict[bytes, Agreement]
     contacts: tuple[Contact, ...]
     ndp: tuple[Ndp, ...]
+    guards: tuple[Guard, ...]
     needs: tuple[Need, ...]              # one of each capability
     pins: Pins
     skipped: tuple[str, ...]             # bad rows of pin files and bad files of grantees, a line each
@@ -1134,6 +1177,10 @@ def peer_key(text: str) -> bytes:
 
 def show_key(key: bytes) -> str:
     return binascii.b2a_base64(key, newline=False).decode()
+
+
+def short(key: bytes) -> str:
+    return show_key(key)[:8]
 
 
 UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
@@ -1195,6 +1242,10 @@ def is_gateway(host: str) -> bool:
     return host.partition("%")[0] == GATEWAY
 
 
+def is_numeric(host: str) -> bool:
+    return ":" in host or host.replace(".", "").isdigit()
+
+
 def host_port(text: str) -> HostPort:
     """`name:port`, `[v6]:port`, `v4`, `v6`, `gateway%IF`; the port may be left out."""
     if text.startswith("["):
@@ -1205,13 +1256,31 @@ def host_port(text: str) -> HostPort:
         host, port = text, ""
     else:
         host, _, port = text.partition(":")
-    if ":" in host or host.replace(".", "").isdigit():
+    if is_numeric(host):
         address(host.partition("%")[0])
     elif is_gateway(host) and "%" in host:
         device(host.partition("%")[2])
     elif not is_name(host):
         raise ValueError(f"'{host}' is neither an address nor a host name")
     return HostPort(host, whole(1, 65535)(port.removeprefix(":")) if port.removeprefix(":") else PORT)
+
+
+def parse_endpoint(text: str) -> HostPort:
+    """Of WireGuard: `name:port`, without a port (0), or without a host."""
+    if text in ("", ":"):
+        return HostPort("", 0)
+    if text[0] == ":":
+        return HostPort("", whole(1, 65535)(text[1:]))
+    place = host_port(text)
+    if is_gateway(place.host):
+        raise ValueError(f"'{text}' is no endpoint (such as vpn.example.net:51820)")
+    has_port = text.endswith(f":{place.port}") and (text[0] == "[" or text.count(":") == 1)
+    return place if has_port else place._replace(port=0)
+
+
+def parse_port(text: str) -> int | None:
+    """None: not said."""
+    return 0 if text == "none" else whole(1, 65535)(text) if text else None
 
 
 def parse_listen(text: str) -> HostPort:
@@ -1238,9 +1307,9 @@ def parse_route(text: str) -> str | Reach:
 
 
 def parse_default(text: str) -> Default:
-    """`auto`, or a reach; then perhaps `redistribute`."""
+    """`auto`, or a reach; then perhaps `redistribute`.  `none` reaches nobody."""
     way = text.removesuffix(" redistribute").strip()
-    return Default(None if way == "auto" else parse_reach(way), way != text)
+    return Default(None if way == "auto" else Reach("", "") if way == "none" else parse_reach(way), way != text)
 
 
 def parse_rank(text: str) -> int:
@@ -1433,7 +1502,7 @@ class Setting(NamedTuple):
 NEAREST: Final = 0                       # the rank that is measured
 HOOK_STYLES: Final = ("ddpd", "odhcp6c", "ahcpd")
 HANDED: Final = ("resolv", "dnsmasq", "radvd", "dhcp")            # files for others
-GLOBAL, LOCAL = parse_prefix("2000::/3"), parse_prefix("fc00::/7")
+GLOBAL, LOCAL, LINKLOCAL = parse_prefix("2000::/3"), parse_prefix("fc00::/7"), parse_prefix("fe80::/10")
 NEVER: Final = tuple(map(parse_prefix, ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3")))
 
 
@@ -1488,6 +1557,7 @@ SETTINGS: Final[dict[str, dict[str, Setting]]] = {
         "rate":    Setting(parse_rate, "5/30s", "new leases: so many at once, and as many more in that time"),
         "pin":     Setting(many(parse_prefix), "", "prefixes that are its own, whatever the pools say"),
         "route":   Setting(parse_route, "auto", "how its leases are reached: auto, dev IF, via ADDRESS [dev IF], none"),
+        "was":     Setting(many(public_key), "", "keys that it had before: what they were leased is its own"),
     },
     "grantor": {
         "key":       Setting(peer_key, None, "its public key"),
@@ -1512,6 +1582,27 @@ SETTINGS: Final[dict[str, dict[str, Setting]]] = {
         "ttl":      Setting(duration, "3s", "how long what `iface` found inside is believed"),
         "allow":    Setting(many(parse_v6), "", "no answer for anything else"),
         "deny":     Setting(many(parse_v6), "", "no answer for these"),
+    },
+    "wireguard": {
+        "pools":     Setting(words, None, "pools from which each peer of the interface is given, in this order"),
+        "limit":     Setting(whole(1, 256), "1", "leases a family, of each"),
+        "lengths":   Setting(parse_lengths, "", "lengths they may have; default all that the pools give"),
+        "total":     Setting(many(parse_prefix), "", "at most as much as this in all, a family, of each"),
+        "lifetime":  Setting(parse_bounds, "forever", "[MIN-]MAX: bounds of the pools' lifetimes"),
+        "rate":      Setting(parse_rate, "5/30s", "new leases of each: so many at once, and as many more in that time"),
+        "add_peers": Setting(yes_no, "no", "a [grantee] that is granted something becomes a peer, until it ends"),
+        "listen":    Setting(parse_port, "", "UDP port: with it, and our key, the interface is made if there is none; "
+                             "default 51820, or the endpoint's, with add_peers; `none`: never"),
+        "address":   Setting(many(parse_interface), "", "... and gets these addresses, if it is made"),
+        "endpoint":  Setting(parse_endpoint, "", "told to grantees; default: where they asked, and its own port"),
+        "allowed":   Setting(many(parse_prefix), "0.0.0.0/0 ::/0", "told to grantees: what they send into the tunnel"),
+        "keepalive": Setting(optional(duration), "25s", "told to grantees: how often to be heard through a NAT"),
+        "dynamic":   Setting(yes_no, "yes", "wg-dynamic is spoken too, at fe80:: on the interface, TCP port 970"),
+    },
+    "tunnel": {
+        "grantor": Setting(str, None, "the [grantor] whose answers say how the interface is to be made"),
+        "routes":  Setting(many(parse_prefix), "", "prefixes that are routed into it, whatever their source"),
+        "mtu":     Setting(optional(whole(1280, 9000)), "", "its MTU; default that of the kernel, 1420"),
     },
 }
 
@@ -1982,7 +2073,61 @@ def read_agreement(section: Section, pools: Mapping[str, Pool]) -> Agreement:
     for name in got["pools"]:
         section.check("pools", name not in pools, f"no pool named '{name}' (have: {', '.join(pools) or 'none'})")
     return Agreement(section.name, got["key"], tuple(got["pools"]), got["limit"], got["lengths"], got["pin"],
-                     got["route"], got["total"], got["lifetime"], got["until"], got["rate"])
+                     got["route"], got["total"], got["lifetime"], got["until"], got["rate"], got["was"])
+
+
+def section_device(section: Section) -> str:
+    """The interface after which it is named."""
+    try:
+        return device(section.name)
+    except ValueError as why:
+        raise section.error("", why) from None
+
+
+def read_guard(section: Section, pools: Mapping[str, Pool], secret: str) -> Guard:
+    got, dev = section.parsed(), section_device(section)
+    for name in got["pools"]:
+        section.check("pools", name not in pools, f"no pool named '{name}' (have: {', '.join(pools) or 'none'})")
+    agreement = Agreement(dev, b"", tuple(got["pools"]), got["limit"], got["lengths"], (), "auto", got["total"],
+                          got["lifetime"], inf, got["rate"])
+    keepalive_s, port = got["keepalive"] or 0, got["listen"]
+    section.check("keepalive", keepalive_s > 0xFFFF, "65535s at most")
+    if port is None:
+        port = got["add_peers"] and (got["endpoint"].port or WG_PORT)
+    section.check("address", bool(got["address"]) and not port, "wants `listen`: it is for an interface that is made")
+    return Guard(dev, agreement, got["add_peers"], port, got["address"], got["endpoint"], got["allowed"],
+                 int(keepalive_s), got["dynamic"], secret)
+
+
+def read_guards(sections: Iterable[Section], pools: Mapping[str, Pool], secret: str) -> tuple[Guard, ...]:
+    adding = ""
+    guards = []
+    for section in sections:
+        guard = read_guard(section, pools, secret)
+        section.check("add_peers", guard.adds_peers and adding != "", f"[wireguard {adding}] adds them already")
+        adding = guard.dev if guard.adds_peers else adding
+        guards.append(guard)
+    return tuple(guards)
+
+
+def read_tunnel(section: Section, secret: str) -> Tunnel:
+    got = section.parsed()
+    return Tunnel(section_device(section), got["grantor"], got["routes"], got["mtu"] or 0, secret)
+
+
+def tunnelled(sections: Iterable[Section], contacts: tuple[Contact, ...], secret: str) -> tuple[Contact, ...]:
+    """Each grantor with its [tunnel]; by that leaves what it gives, unless its `default` says otherwise."""
+    found = {contact.name: contact for contact in contacts}
+    for section in sections:
+        tunnel = read_tunnel(section, secret)
+        contact = found.get(tunnel.grantor)
+        if contact is None:
+            raise section.error("grantor", f"no [grantor {tunnel.grantor}] (have: {', '.join(found) or 'none'})")
+        before = contact.tunnel.dev if contact.tunnel is not None else ""
+        section.check("grantor", before != "", f"[tunnel {before}] leads there already")
+        found[contact.name] = replace(contact, tunnel=tunnel,
+                                      default=contact.default or Default(Reach("", tunnel.dev), redistribute=False))
+    return tuple(found.values())
 
 
 def read_contact(section: Section) -> Contact:
@@ -1993,11 +2138,7 @@ def read_contact(section: Section) -> Contact:
 
 
 def read_ndp(section: Section) -> Ndp:
-    got = section.parsed()
-    try:
-        dev = device(section.name)
-    except ValueError as why:
-        raise section.error("", why) from None
+    got, dev = section.parsed(), section_device(section)
     leased_, rules = got["proxy"]
     ndp = Ndp(dev, leased_, rules, got["router"], got["source"], got["method"] == "kernel", got["autowire"],
               got["allow"], got["deny"], got["ttl"])
@@ -2015,6 +2156,9 @@ def needs_of(section: Section) -> Iterator[tuple[str, str]]:
         yield from [("CAP_NET_ADMIN", key) for key in ("method", "autowire") if got[key] in ("kernel", True)]
     elif section.kind == "ddpd" and any(place.port < 1024 for place in got["listen"]):
         yield "CAP_NET_BIND_SERVICE", "listen"
+    elif section.kind in ("wireguard", "tunnel"):
+        yield "CAP_NET_ADMIN", ""
+        yield from [("CAP_NET_BIND_SERVICE", "dynamic")] if got.get("dynamic") else ()
     elif got.get("install") or got.get("route", "none") != "none":
         yield "CAP_NET_ADMIN", "install" if "install" in got else "route"
 
@@ -2026,7 +2170,7 @@ def all_needs(sections: Iterable[Section], folder: str) -> tuple[Need, ...]:
         if section.kind != "grantee" or "CAP_NET_ADMIN" not in found:
             for capability, key in needs_of(section):
                 line = section.values[key][1] if key in section.values else section.line
-                found.setdefault(capability, f"line {line}: [{section.head}] {key}")
+                found.setdefault(capability, f"line {line}: [{section.head}] {key}".rstrip())
     if folder:
         found.setdefault("CAP_NET_ADMIN", f"the files in {folder}")
     return tuple(Need(*row) for row in sorted(found.items()))
@@ -2274,7 +2418,7 @@ def reading(text: str, file: str, files: Files, before: Config | None) -> Steps[
     of = {kind: [s for s in sections if s.kind == kind] for kind in SETTINGS}
     main = (of["ddpd"] or [Section(file, "ddpd", 1)])[0].parsed()
     draft = Draft(before)
-    contacts = tuple(read_contact(section) for section in of["grantor"])
+    contacts = tunnelled(of["tunnel"], tuple(read_contact(section) for section in of["grantor"]), main["key"])
     ndp = tuple(read_ndp(section) for section in of["ndp"])
     for section in of["pool"]:
         pool = draft.pools[section.name] = read_pool(section, main["hold"])
@@ -2301,6 +2445,7 @@ def reading(text: str, file: str, files: Files, before: Config | None) -> Steps[
                   main["hold"], main["accounting"] or "", main["handlers"] or "", main["rate"],
                   {kind: main[kind] for kind in HANDED if main[kind]},
                   tuple(draft.pools.values()), draft.agreements, contacts, ndp,
+                  read_guards(of["wireguard"], draft.pools, main["key"]),
                   all_needs(sections, main["grantees"] or ""), pins, tuple(draft.skipped), tuple(draft.unknown))
 
 
@@ -2534,21 +2679,58 @@ class Neighbour(NamedTuple):
     address: Prefix
 
 
-Thing = Route | Address | Rule | Neighbour       # what can be installed
+class Interface(NamedTuple):
+    """A WireGuard interface that we make, and its one peer (a grantor's has none from us), with all that is set."""
+
+    dev: str
+    peer: bytes = b""
+    endpoint: str = ""                   # empty: stays as it is
+    allowed: tuple[Prefix, ...] = ()
+    keepalive_s: int = 0
+    mtu: int = 0                         # 0: the kernel's choice
+    secret: str = ""                     # the file of our private key; empty: nothing is known but that it is ours
+    port: int = 0                        # 0: any
+
+
+class WgPeer(NamedTuple):
+    """One that a WireGuard interface of somebody else's has from us."""
+
+    dev: str
+    key: bytes
+
+
+class AllowedIp(NamedTuple):
+    """What a peer may send from, and is sent: WireGuard's routing table.  Of an interface, one peer has it."""
+
+    dev: str
+    key: bytes
+    prefix: Prefix
+
+
+Thing = Route | Address | Rule | Neighbour | Interface | WgPeer | AllowedIp      # what can be installed
+WgThing = Interface | WgPeer | AllowedIp         # ... of that by `wg`
+
+
+KEY_OF_THING: Final[dict[type[Any], Callable[[Any], Key]]] = {
+    Interface: lambda it: ("0 interface", it.dev),
+    Route:     lambda it: ("1 route", it.table, it.prefix, str(it.source or "")),
+    Address:   lambda it: ("2 address", it.dev, it.address),
+    Rule:      lambda it: ("3 rule", it.version, str(it.source or ""), it.table),
+    Neighbour: lambda it: ("4 neighbour", it.dev, it.address),
+    WgPeer:    lambda it: ("5 peer", it.dev, it.key),
+    AllowedIp: lambda it: ("6 allowed", it.dev, it.prefix, it.key),
+}
 
 
 def thing_key(thing: Thing) -> Key:
     """What it replaces; the order of the keys is the order of installing."""
-    if isinstance(thing, Route):
-        return ("1 route", thing.table, thing.prefix, str(thing.source or ""))
-    if isinstance(thing, Address):
-        return ("2 address", thing.dev, thing.address)
-    if isinstance(thing, Neighbour):
-        return ("4 neighbour", thing.dev, thing.address)
-    return ("3 rule", thing.version, str(thing.source or ""), thing.table)
+    return KEY_OF_THING[type(thing)](thing)
 
 
 def version_of(thing: Thing) -> int:
+    """4 or 6; of what is not by `ip` 0."""
+    if isinstance(thing, WgThing):
+        return 0
     if isinstance(thing, Rule):
         return thing.version
     return thing.prefix.version if isinstance(thing, Route) else thing.address.version
@@ -2558,16 +2740,20 @@ def lifetime(until: float, now: Now) -> str:
     return "forever" if until == inf else str(max(0, int(until - now.boot)))
 
 
-def thing_words(thing: Thing, mark: int) -> str:
-    """Its words of `ip`, without verb and lifetimes."""
-    if isinstance(thing, Address):
-        return f"{thing.address} dev {thing.dev}"
-    if isinstance(thing, Neighbour):
-        return f"proxy {thing.address.host} dev {thing.dev}"
-    if isinstance(thing, Rule):
-        if thing.source is None:
-            return f"pref {mark * 100} lookup main suppress_prefixlength 0"
-        return f"pref {mark * 100 + 1} from {thing.source} lookup {thing.table}"
+def wg_words(thing: WgThing) -> str:
+    """As a person reads it in the log."""
+    if isinstance(thing, Interface):
+        return thing.dev + (f" peer {show_key(thing.peer)}" if thing.peer else f" listen-port {thing.port}")
+    return f"{thing.dev} peer {show_key(thing.key)}" + (f" {thing.prefix}" if isinstance(thing, AllowedIp) else "")
+
+
+def rule_words(thing: Rule, mark: int) -> str:
+    if thing.source is None:
+        return f"pref {mark * 100} lookup main suppress_prefixlength 0"
+    return f"pref {mark * 100 + 1} from {thing.source} lookup {thing.table}"
+
+
+def route_words(thing: Route, mark: int) -> str:
     via, dev = thing.reach
     kind = "" if via or dev else "unreachable "
     other = "inet6 " * (thing.prefix.version == 4 and ":" in via)
@@ -2576,14 +2762,26 @@ def thing_words(thing: Thing, mark: int) -> str:
     return f"{kind}{thing.prefix}{where}" + (f" mtu {thing.mtu}" if thing.mtu else "")
 
 
-NOUNS: Final = {Route: "route", Address: "addr", Rule: "rule", Neighbour: "neigh"}
+def thing_words(thing: Thing, mark: int) -> str:
+    """Its words of `ip`, without verb and lifetimes."""
+    if isinstance(thing, WgThing):
+        return wg_words(thing)
+    if isinstance(thing, Address):
+        return f"{thing.address} dev {thing.dev}"
+    if isinstance(thing, Neighbour):
+        return f"proxy {thing.address.host} dev {thing.dev}"
+    return route_words(thing, mark) if isinstance(thing, Route) else rule_words(thing, mark)
+
+
+NOUNS: Final = {Route: "route", Address: "addr", Rule: "rule", Neighbour: "neigh",
+                Interface: "interface", WgPeer: "peer", AllowedIp: "allowed-ips"}
 
 
 def add_line(thing: Thing, mark: int, now: Now) -> str:
     words_ = thing_words(thing, mark)
     if isinstance(thing, Route):
         return f"route replace {words_}"
-    if isinstance(thing, Rule | Neighbour):
+    if not isinstance(thing, Address):
         return f"{NOUNS[type(thing)]} add {words_}"
     return (f"addr replace {words_} valid_lft {lifetime(max(thing.valid_until, now.boot + 1), now)} "
             f"preferred_lft {lifetime(thing.prefers_until, now)}")
@@ -2599,6 +2797,12 @@ def delete_lines(thing: Thing, mark: int) -> list[str]:
 
 def made_record(thing: Thing) -> Record:
     """Of what is no route: those carry their mark in the kernel."""
+    if isinstance(thing, Interface):
+        return {"kind": "made", "what": f"interface {thing.dev}", "peer": show_key(thing.peer) if thing.peer else ""}
+    if isinstance(thing, WgPeer):
+        return {"kind": "made", "what": f"peer {thing.dev} {show_key(thing.key)}"}
+    if isinstance(thing, AllowedIp):
+        return {"kind": "made", "what": f"allowed {thing.dev} {show_key(thing.key)} {thing.prefix}"}
     if isinstance(thing, Address | Neighbour):
         noun = "address" if isinstance(thing, Address) else "neighbour"
         return {"kind": "made", "what": f"{noun} {thing.address} {thing.dev}"}
@@ -2606,7 +2810,13 @@ def made_record(thing: Thing) -> Record:
 
 
 def made_of(record: Record) -> Thing:
-    noun, prefix, where = str(record["what"]).split()
+    noun, *rest = str(record["what"]).split()
+    if noun == "interface":
+        return Interface(device(*rest), public_key(record["peer"]) if record["peer"] else b"")
+    if noun in ("peer", "allowed"):
+        dev, key = device(rest[0]), public_key(rest[1])
+        return AllowedIp(dev, key, parse_prefix(rest[2])) if noun == "allowed" else WgPeer(dev, key)
+    prefix, where = rest
     if noun in ("address", "neighbour"):
         return (Address if noun == "address" else Neighbour)(device(where), parse_interface(prefix))
     return Rule({"rule4": 4, "rule6": 6}[noun], None if prefix == "all" else parse_prefix(prefix), int(where))
@@ -2843,6 +3053,209 @@ def default_on(way: Way, host: Prefix, version: int, gateways: Iterable[Gateway]
                  if (gateway.version, gateway.reach.dev) == (version, dev) and gateway.reach.via), None)
 
 
+# ==== WIREGUARD ====================================================== pure ====
+#
+# An interface routes what is sent into it by its peers' allowed IPs (cryptokey routing):
+# each belongs to one peer, the longest wins, and who says an entry anew for another
+# peer takes it away from the first.  `wg` knows no "add": a peer's list is written as a
+# whole.  So what others have put there is read first, and written back as it was.
+
+
+class WgState(NamedTuple):
+    """What `wg` shows of an interface."""
+
+    key: bytes                           # its public key; empty: it has none
+    port: int
+    peers: dict[bytes, tuple[Prefix, ...]]                        # and their allowed IPs, in order
+
+
+def allowed_of(text: str) -> dict[bytes, tuple[Prefix, ...]]:
+    """From `wg show IF allowed-ips`; ValueError if it is something else."""
+    found = {}
+    for line in text.splitlines():
+        key, _, allowed = line.partition("\t")
+        found[public_key(key)] = tuple(parse_prefix(word) for word in allowed.split() if word != "(none)")
+    return found
+
+
+class Holders:
+    """Prefixes, and who holds each; they may lie inside of one another."""
+
+    def __init__(self, rows: Iterable[tuple[Prefix, bytes]]) -> None:
+        self.owners = dict(rows)
+        self.ordered = sorted(self.owners)
+        self.shapes = sorted({prefix.shape for prefix in self.owners}, reverse=True)
+
+    def around(self, prefix: Prefix) -> Iterator[Prefix]:
+        """Those that hold this one, the longest first."""
+        for version, length in self.shapes:
+            if version == prefix.version and length <= prefix.length and prefix.network(length) in self.owners:
+                yield prefix.network(length)
+
+    def inside(self, prefix: Prefix) -> list[Prefix]:
+        """Those that this one holds, but for itself."""
+        after = Prefix(prefix.version, prefix.first + prefix.size, 0)
+        found = self.ordered[bisect_left(self.ordered, prefix) : bisect_left(self.ordered, after)]
+        return [other for other in found if other.length > prefix.length]
+
+    def owner(self, address: Prefix) -> bytes | None:
+        """Who has this address: the longest that holds it."""
+        return next((self.owners[prefix] for prefix in self.around(address)), None)
+
+    def is_anothers(self, key: bytes, prefix: Prefix) -> bool:
+        """Does it overlap what somebody else holds?"""
+        return bool(self.owners) and any(self.owners[other] != key
+                                         for other in chain(self.around(prefix), self.inside(prefix)))
+
+
+DOOR_ADDRESS: Final = parse_interface("fe80::/64")
+
+
+def is_vast(prefix: Prefix) -> bool:
+    """Larger than any lease: a default route, that leaves the rest to whoever is more precise."""
+    return prefix.length < {4: 8, 6: 16}[prefix.version]
+
+
+class Watch:
+    """What is known of one [wireguard] interface."""
+
+    def __init__(self, guard: Guard) -> None:
+        self.guard = guard
+        self.state: WgState | None = None                         # None: it is not there
+        self.agreements: dict[bytes, Agreement] = {}              # of its peers
+        self.missing: set[bytes] = set()                          # peers that were there before the last look
+
+    def expect(self, key: bytes) -> None:
+        """One of its peers."""
+        template = self.guard.agreement
+        self.agreements.setdefault(key, replace(template, key=key, name=f"{template.name}/{short(key)}"))
+
+    def see(self, state: WgState | None) -> set[bytes]:
+        """The peers that have gone: twice in a row not there.  While the interface is away, none has."""
+        known = self.agreements.keys()
+        self.state = state
+        if state is None:
+            self.missing = set()
+            return set()
+        gone, self.missing = self.missing - state.peers.keys(), known - state.peers.keys()
+        for key in self.missing:
+            del self.agreements[key]
+        for key in state.peers:
+            self.expect(key)
+        return gone
+
+
+class Guards:
+    """All [wireguard] interfaces: who their peers are, and what these hold that is not ours."""
+
+    def __init__(self, guards: Iterable[Guard]) -> None:
+        self.watches: dict[str, Watch] = {}
+        self.devs: dict[bytes, str] = {}                          # of each peer, its interface
+        self.holders: dict[str, Holders] = {}                     # all allowed IPs, by interface
+        self.foreign = Holders(())
+        self.adding = ""                                          # the interface to which peers are added
+        self.known = set[str]()                                   # interfaces, those that are watched no more too
+        self.configure(guards)
+
+    def configure(self, guards: Iterable[Guard]) -> None:
+        old, self.watches = self.watches, {}
+        for guard in guards:
+            known = old.get(guard.dev)
+            watch = self.watches[guard.dev] = Watch(guard)
+            if known is not None:
+                watch.see(known.state)
+        self.adding = next((dev for dev, watch in self.watches.items() if watch.guard.adds_peers), "")
+        self.known |= self.watches.keys()
+
+    def settle(self, made: Mapping[Key, Thing], own: Iterable[tuple[str, Prefix]]) -> None:
+        """After something was seen.  own: interfaces, and their addresses."""
+        self.devs, rows = {}, list[tuple[Prefix, bytes]]()
+        for dev, watch in self.watches.items():
+            peers = watch.state.peers if watch.state is not None else {}
+            self.devs |= {key: dev for key in peers if key not in self.devs}
+            all_rows = [(prefix, key) for key, allowed in peers.items() for prefix in allowed]
+            self.holders[dev] = Holders(all_rows)
+            rows += [(prefix, key) for prefix, key in all_rows
+                     if not is_vast(prefix) and thing_key(AllowedIp(dev, key, prefix)) not in made]
+        rows += [(address._replace(length=WIDTH[address.version]), b"") for dev, address in own if dev in self.watches]
+        self.foreign = Holders(rows)
+
+    def things(self, is_foreign: Callable[[str], bool]) -> Iterator[Thing]:
+        """What is wanted of the interfaces themselves.  is_foreign: there is one, and it is not ours."""
+        for dev, watch in self.watches.items():
+            guard = watch.guard
+            if guard.port and not is_foreign(dev):
+                yield Interface(dev, secret=guard.secret, port=guard.port)
+                yield from (Address(dev, address, inf, inf) for address in guard.addresses)
+            if guard.dynamic:
+                yield Address(dev, DOOR_ADDRESS, inf, inf)
+
+    def holder(self, dev: str, host: Prefix) -> bytes | None:
+        """Whose address this is, on that interface."""
+        return self.holders[dev].owner(host) if dev in self.holders else None
+
+    def dev_of(self, key: bytes) -> str:
+        """The interface through which this grantee is reached; or nothing."""
+        return self.devs.get(key, self.adding)
+
+    def agreements(self) -> dict[bytes, Agreement]:
+        return {key: agreement for watch in reversed(self.watches.values())
+                for key, agreement in watch.agreements.items()}
+
+    def told(self, dev: str, is_inside: bool) -> dict[str, Any]:
+        """What a grantee needs for a tunnel to this interface.  is_inside: it asked through it, so knows the way."""
+        watch = self.watches.get(dev)
+        if watch is None or watch.state is None or not watch.state.key:
+            return {}
+        guard, state = watch.guard, watch.state
+        endpoint = guard.endpoint._replace(port=guard.endpoint.port or state.port)
+        place = str(endpoint) if endpoint.host or not is_inside else None
+        found = {"wg_key": state.key, "wg_endpoint": place, "wg_allowed": guard.allowed,
+                 "wg_keepalive": guard.keepalive_s or None}
+        return {name: value for name, value in found.items() if value not in NOTHING}
+
+
+class PeerList(NamedTuple):
+    """What is to be written: for each peer its whole list; and who is removed."""
+
+    lists: dict[bytes, list[Prefix]]
+    removed: list[bytes]
+    failed: dict[int, str]               # which of the changes cannot be, and why
+
+
+def peer_list(peers: Mapping[bytes, tuple[Prefix, ...]], changes: Iterable[tuple[int, WgPeer | AllowedIp, bool]],
+              ) -> PeerList:
+    """changes: (number, what, is it added?).  What is not named stays, in its order; nothing is taken from others."""
+    now_have = {key: list(allowed) for key, allowed in peers.items()}
+    holder = {prefix: key for key, allowed in peers.items() for prefix in allowed}
+    touched, removed, failed = set[bytes](), list[bytes](), dict[int, str]()
+    for number, thing, added in changes:
+        if isinstance(thing, WgPeer):
+            if added and thing.key not in now_have:
+                now_have[thing.key] = []
+                touched.add(thing.key)
+            elif not added and thing.key in now_have:
+                removed.append(thing.key)
+        elif thing.key not in now_have:
+            failed |= {number: "no such peer"} if added else {}
+        elif added and holder.get(thing.prefix, thing.key) != thing.key:
+            failed[number] = f"is an allowed IP of {short(holder[thing.prefix])}"
+        elif (thing.prefix in now_have[thing.key]) != added:
+            (now_have[thing.key].append if added else now_have[thing.key].remove)(thing.prefix)
+            touched.add(thing.key)
+    lists = {key: now_have[key] for key in now_have if key in touched and key not in removed}
+    return PeerList(lists, removed, failed)
+
+
+def addconf_text(lists: Mapping[bytes, list[Prefix]]) -> str:
+    """For `wg addconf`: it replaces the allowed IPs of the peers that it names, and nothing else."""
+    parts = []
+    for key, allowed in lists.items():
+        parts.append(f"[Peer]\nPublicKey = {show_key(key)}\n")
+        parts += [f"AllowedIPs = {prefix}\n" for prefix in allowed]
+    return "".join(parts)
+
+
 # ==== EFFECTS ======================================================== pure ====
 #
 # What the roles want done.  A list is performed in order and abandoned at the first
@@ -2935,10 +3348,6 @@ def span(whole_s: int) -> float:
 
 def thing_reach(reach: Reach) -> str:
     return " ".join(f"{word} {value}" for word, value in zip(("via", "dev"), reach, strict=True) if value)
-
-
-def short(key: bytes) -> str:
-    return show_key(key)[:8]
 
 
 def shown(value: Any) -> Any:
@@ -3116,9 +3525,10 @@ class Stock:
 
     # -- what is fixed ---------------------------------------------------------------
 
-    def fit(self, pools: tuple[Pool, ...], pins: Pins) -> None:
-        """Pools that moved, other holes and pins.  What has not changed costs nothing."""
+    def fit(self, pools: tuple[Pool, ...], pins: Pins, foreign: Iterable[Prefix] = ()) -> None:
+        """Pools that moved, other holes and pins; what others have.  What has not changed costs nothing."""
         holes = {hole for pool in pools for hole in pool.reserve}
+        holes.update(taken for taken in foreign if any(pool.prefix.overlaps(taken) for pool in pools))
         for pool in pools:                                        # only of addresses: else they would break a block
             holes.update(never_leased(pool.prefix) if pool.give == (WIDTH[pool.prefix.version],) else ())
         before = [(pool.name, pool.prefix, pool.regions) for pool in self.pools]
@@ -3396,6 +3806,7 @@ class Decider:
         self.ticket_key = digest(b"ddpd ticket" + secret)
         self.rand = rand
         self.config, self.agreements = config, config.agreements
+        self.guards = Guards(config.guards)
         self.pools: dict[str, Pool] = {}                          # those that have a place now
         self.shared = False                                       # one of them with a twin
         self.unsettled: set[str] = set()                          # pools that may have one soon
@@ -3424,6 +3835,8 @@ class Decider:
                      and prefix.length in pool.give and not any(hole.overlaps(prefix) for hole in pool.reserve)), None)
 
     def agreed(self, agreement: Agreement, prefix: Prefix) -> bool:
+        if self.guards.foreign.is_anothers(agreement.key, prefix):
+            return False
         if prefix in agreement.pins:
             return True
         return self.agreed_pool(agreement, prefix) is not None and \
@@ -3433,13 +3846,16 @@ class Decider:
         """Still agreed; and there is no pin of its shape that should be there instead."""
         pins = peer.agreement.pins
         better = pins and not self.disk_full and lease.prefix not in pins and any(
-            pin.shape == lease.prefix.shape and not self.is_taken(pin) for pin in pins)
+            pin.shape == lease.prefix.shape and self.is_pinnable(peer.key, pin) for pin in pins)
         return not better and self.agreed(peer.agreement, lease.prefix)
 
     def is_taken(self, prefix: Prefix, but_by: bytes | None = None) -> bool:
         """Is any of it leased to, or revoked from, anybody (else)?"""
         return any(lease.state is not LeaseState.FORMER and lease.key != but_by
                    for lease in self.stock.overlapping(prefix))
+
+    def is_pinnable(self, key: bytes, pin: Prefix) -> bool:
+        return not self.is_taken(pin) and not self.guards.foreign.is_anothers(key, pin)
 
     def terms(self, agreement: Agreement, prefix: Prefix) -> Pool | None:
         """Whose lifetimes and options a lease has; one outside of all pools has the first pool's."""
@@ -3554,9 +3970,11 @@ class Decider:
         pins = [pin for pin in case.peer.agreement.pins if pin.version == want.version and pin not in used]
         fitting = [pin for pin in pins if pin.shape == want.shape]
         fitting += [pin for pin in pins if not case.is_asked_for(pin)]
-        free = next((pin for pin in fitting if not self.is_taken(pin)), None)
+        free = next((pin for pin in fitting if self.is_pinnable(case.peer.key, pin)), None)
         if free is None and any(self.is_taken(pin, but_by=case.peer.key) for pin in fitting):
             return refusal(case, Reason.FULL, 600, "the pinned prefix is still leased to another")
+        if free is None and any(not self.is_taken(pin) for pin in fitting):
+            return refusal(case, Reason.FULL, 600, "the pinned prefix overlaps an allowed IP of another peer")
         return free
 
     # -- handlers: pools -------------------------------------------------------------
@@ -3778,8 +4196,9 @@ class Decider:
             return refusal(case, Reason.SITE, said.again_s, said.text)
         if said.version != case.want.prefix.version or is_nobodys(said):
             raise SiteFailure(f"{said} is of another family, or nobody's to give")
-        if self.is_taken(said, but_by=case.peer.key) or not self.stock.pins.clear_for(case.peer.key, said):
-            raise SiteFailure(f"{said} is leased to, or pinned for, another")
+        if self.is_taken(said, but_by=case.peer.key) or not self.stock.pins.clear_for(case.peer.key, said) \
+                or self.guards.foreign.is_anothers(case.peer.key, said):
+            raise SiteFailure(f"{said} is leased to, pinned for, or an allowed IP of, another")
         if any(lease.prefix.overlaps(said) for lease in case.others):
             raise SiteFailure(f"{said} is leased to another slot")
         if any(lease.state is LeaseState.REVOKED and lease.prefix.overlaps(said) for lease in case.peer.leases):
@@ -3812,13 +4231,91 @@ class Keeper(Decider):
 
     def configure(self, config: Config, pools: tuple[Pool, ...], unsettled: Iterable[str], now: Now) -> None:
         """`pools`: those that have a place.  The peers are looked at later, some at a time."""
-        self.config, self.agreements = config, config.agreements
+        self.config = config
+        self.agree()
         self.unsettled = set(unsettled)
-        self.hopeless.clear()
         self.pools = {pool.name: pool for pool in pools}
         self.shared = any(pool.has_twins for pool in pools)
-        self.stock.fit(pools, config.pins)
+        self.fit(now)
+
+    def agree(self) -> None:
+        """With the grantees of the configuration, and all peers of WireGuard; not under keys that are no more."""
+        found = self.guards.agreements() | self.config.agreements
+        old = {key for agreement in self.config.agreements.values() for key in agreement.was}
+        self.agreements = {key: agreement for key, agreement in found.items() if key not in old} if old else found
+
+    def fit(self, now: Now) -> None:
+        """Something else is free than before."""
+        self.hopeless.clear()
+        self.stock.fit(tuple(self.pools.values()), self.config.pins, self.guards.foreign.owners)
         self.reviewing, self.reviewed = self.review(list(self.peers.values()), now), False
+
+    def inherit(self, now: Now) -> list[Effect]:
+        """What a grantee was leased under a key that it had before is its own."""
+        self.out = []
+        heirs = [(old, agreement.key) for agreement in self.config.agreements.values() for old in agreement.was]
+        for old, key in heirs:
+            peer, heir = self.peers.get(old), self.peer_of(key)
+            if peer is not None and heir is not None:
+                for lease in list(peer.leases):
+                    self.bequeath(lease, heir, now)
+        return self.out
+
+    def bequeath(self, lease: Lease, heir: Peer, now: Now) -> None:
+        if heir.active(lease.slot) is not None:                   # it has asked under its new key already
+            return
+        self.out.append(Save(lease.id, None))
+        self.take_back(lease)
+        self.peers[lease.key].leases.remove(lease)
+        lease.key = heir.key
+        heir.leases.append(lease)
+        self.save(lease, now)
+        self.route(lease)
+        self.out.append(Note(f"inherited grantee={heir.agreement.name} prefix={lease.prefix}"))
+
+    def watched(self, dev: str, state: WgState | None, made: Mapping[Key, Thing], now: Now) -> list[Effect]:
+        """What `wg` shows of an interface: its peers are grantees; who has gone has no leases."""
+        self.out = []
+        before, known = self.guards.foreign.owners, self.guards.devs
+        gone = self.guards.watches[dev].see(state)
+        self.guards.settle(made, ((self.links.names.get(index, ""), own) for index, own in self.links.addresses))
+        self.agree()
+        for lease in [lease for key in gone if key in self.peers for lease in self.peers[key].living()]:
+            if lease.dev == dev and self.guards.dev_of(lease.key) != dev:
+                self.end(lease, now)
+        if self.guards.foreign.owners != before:
+            self.lose_taken(self.guards.foreign.owners.keys() - before.keys(), now)
+            self.fit(now)
+        for key in [key for key in self.peers if known.get(key) != self.guards.devs.get(key)]:
+            self.peers[key].seen = ()                             # decide anew how it is reached
+        return self.out
+
+    def lose_taken(self, prefixes: Iterable[Prefix], now: Now) -> None:
+        """What is sent to another peer from now on is of no use to who has it."""
+        for prefix in prefixes:
+            owner = self.guards.foreign.owners[prefix]
+            for lease in [lease for lease in self.stock.overlapping(prefix) if lease.living and lease.key != owner]:
+                if lease.prefix.holds(prefix):
+                    self.end(lease, now)
+                    self.restless.add(lease.key)
+
+    def expect_peers(self) -> None:
+        """At the start: who has leases through an interface was its peer."""
+        for lease in self.stock.leased.values():
+            watch = self.guards.watches.get(lease.dev or "")
+            if watch is not None:
+                watch.expect(lease.key)
+        self.agree()
+
+    def unwatch(self, before: Iterable[str], now: Now) -> list[Effect]:
+        """Interfaces whose peers are not ours to serve any more."""
+        self.out = []
+        dismissed = set(before) - self.guards.watches.keys()
+        for lease in [lease for lease in self.stock.leased.values() if lease.dev in dismissed and lease.dev]:
+            self.take_back(lease)
+            self.end(lease, now)
+            self.restless.add(lease.key)
+        return self.out
 
     def review(self, peers: list[Peer], now: Now) -> Iterator[object]:
         """Each known peer as things are now: who holds what is no longer agreed, or nothing, is to be nudged."""
@@ -4019,12 +4516,31 @@ class Keeper(Decider):
             self.wanted.put(Route(lease.prefix, MAIN, lease.reach))
         else:
             self.wanted.take(thing_key(Route(lease.prefix, MAIN)))
+        if self.guards.watches:
+            self.allow(lease)
         for ndp in self.by_kernel:
             neighbour = Neighbour(ndp.dev, lease.prefix)
             if ndp.hands_over(lease.prefix, lease.dev):
                 self.wanted.put(neighbour)
             else:
                 self.wanted.take(thing_key(neighbour))
+
+    def allow(self, lease: Lease) -> None:
+        """What is routed to a WireGuard interface has to be an allowed IP of its grantee there."""
+        on = lease.dev if lease.dev in self.guards.watches else None
+        self.take_back(lease, but=on)
+        if on:
+            self.wanted.put(AllowedIp(on, lease.key, lease.prefix))
+            if on == self.guards.adding:
+                self.wanted.put(WgPeer(on, lease.key))
+
+    def take_back(self, lease: Lease, but: str | None = None) -> None:
+        """From its peer, and the peer too, if that has no other lease and is ours."""
+        others = {other.dev for other in self.peers[lease.key].living() if other is not lease}
+        for dev in self.guards.known - {but}:
+            self.wanted.take(thing_key(AllowedIp(dev, lease.key, lease.prefix)))
+            if dev not in others:
+                self.wanted.take(thing_key(WgPeer(dev, lease.key)))
 
     def hand_over(self, ndps: Iterable[Ndp]) -> None:
         """The single addresses for which the kernel is to answer from now on."""
@@ -4039,8 +4555,10 @@ class Keeper(Decider):
 
     def reach(self, peer: Peer, version: int, ask: Ask, path: Path) -> tuple[Reach | None, str]:
         """How what this peer is granted is reached, or None and why."""
-        route = peer.agreement.route
-        return self.neighbourly(version, ask, path) if route == "auto" else self.configured(route, version)
+        route, dev = peer.agreement.route, self.guards.dev_of(peer.key)
+        if route != "auto":
+            return self.configured(route, version)
+        return (Reach("", dev), "") if dev else self.neighbourly(version, ask, path)
 
     @staticmethod
     def configured(route: str | Reach, version: int) -> tuple[Reach | None, str]:
@@ -4117,7 +4635,9 @@ class Grantor(Keeper):
                 self.deprecate(lease, now)
         self.renew_all(peer, leases, ask, path, now)
         leases += [lease for lease in peer.leases if lease.state is LeaseState.DEPRECATED]
-        return self.answer(peer, ask, leases, refusals, now)
+        answer = self.answer(peer, ask, leases, refusals, now)
+        dev = next((lease.dev for lease in leases if lease.dev in self.guards.watches), None)
+        return replace(answer, **self.guards.told(dev, self.links.names.get(path.interface) == dev)) if dev else answer
 
     def decide_all(self, peer: Peer, ask: Ask, now: Now) -> tuple[list[Lease], tuple[Refusal, ...]]:
         """Slot by slot: what one gets is taken before the next is decided."""
@@ -4437,6 +4957,19 @@ def places_of(host: str, gateways: Iterable[Gateway]) -> tuple[Path, ...]:
     return tuple(dict.fromkeys(found))
 
 
+def places_inside(allowed: Iterable[Prefix], index: int, links: Links) -> tuple[Path, ...]:
+    """Where the grantor may be inside of a tunnel of this index: its own addresses, else the first of a subnet."""
+    allowed = [prefix for prefix in allowed if not is_vast(prefix)] or list(allowed)
+    singles = [prefix for prefix in allowed if prefix.is_address]
+    subnets = [own.network(own.length) for at, own in links.addresses if at == index and not own.is_address
+               and any(prefix.overlaps(own) for prefix in allowed)]
+    subnets += [prefix for prefix in allowed if not prefix.is_address and not is_vast(prefix)]
+    singles += [Prefix(subnet.version, subnet.first + (not LINKLOCAL.holds(subnet)), WIDTH[subnet.version])
+                for subnet in subnets]
+    return tuple(Path(inet_ntop(AF_INET6, mapped(host)), 0, index if LINKLOCAL.holds(host) else 0)
+                 for host in dict.fromkeys(singles) if not links.is_own(host))
+
+
 class Grantee:
     """Asks one grantor, and holds what it gives.  All of its behaviour is TABLE."""
 
@@ -4462,6 +4995,8 @@ class Grantee:
         self.answers = 0                                          # applied so far
         self.status = ""                                          # of the last
         self.contact = contact
+        self.endpoint = HostPort("", 0)                           # of its WireGuard, as told
+        self.interface: Interface | None = None                   # the tunnel as it was made last
         self.table = MAIN                                         # ... of its default routes
         self.heard_at: Path | None = None                         # where it answered last
 
@@ -4524,8 +5059,9 @@ class Grantee:
 
     def lookups(self, now: Now) -> list[Effect]:
         """Names to look up: unknown, or unanswered for a while."""
-        names = {host for host, _ in self.contact.addresses
-                 if now.boot - self.looked_up.get(host, -inf) >= LOOKUP_S}
+        hosts = [host for host, _ in self.contact.addresses]
+        hosts += [self.endpoint.host] if self.endpoint.host and not is_numeric(self.endpoint.host) else []
+        names = {host for host in hosts if now.boot - self.looked_up.get(host, -inf) >= LOOKUP_S}
         self.looked_up.update(dict.fromkeys(names, now.boot))
         return [Lookup(self.contact.name, name) for name in sorted(names)]
 
@@ -4533,6 +5069,7 @@ class Grantee:
         known, better = self.place(), is_gateway(host) and paths[:1] != self.found.get(host, ())[:1]
         if paths:
             self.found[host] = paths
+        self.settle_interface()
         self.turn = 0 if better else self.turn                    # another default router
         moved = better or known not in self.places()
         if moved and self.place() is not None and self.state is not State.RELEASED:
@@ -4619,11 +5156,51 @@ class Grantee:
         self.drop_released(now)
         if answer.grants and answer.need is None:
             self.options = {key: value for key in OPTIONS if (value := sane(key, getattr(answer, key))) not in NOTHING}
+            effects += self.find_endpoint(now)
         self.set_times(answer, sent_at, now)
         after = {(held.slot, held.prefix): (held.current, held.faded) for held in self.held}
         renewed = "rebound" if self.state is State.REBINDING else "renewed"
         effects += self.settle(now, "bound" if after != before else renewed)
         return effects + self.step(Event.ANSWERED, now)
+
+    def find_endpoint(self, now: Now) -> list[Effect]:
+        """Where the other end of the tunnel is; told without a host, where it answered."""
+        try:
+            told = parse_endpoint(self.options.pop("wg_endpoint", ""))
+        except ValueError:
+            told = HostPort("", 0)
+        if told.port and self.heard_at is not None:
+            host = told.host or parse_host(self.heard_at.host).host
+            self.endpoint = HostPort(host, told.port)
+            if is_numeric(host):
+                at = Path(inet_ntop(AF_INET6, mapped(parse_host(host))), 0)
+                self.found[host] = (at if told.host else self.heard_at,)
+        if self.endpoint.port:
+            self.options["wg_endpoint"] = str(self.endpoint)
+        self.settle_interface()
+        return self.lookups(now) if self.endpoint.port and self.endpoint.host not in self.found else []
+
+    def settle_interface(self) -> None:
+        """The tunnel as it is to be made; what was known stays, while something is not."""
+        tunnel, place, key = self.contact.tunnel, self.end_place(), self.options.get("wg_key")
+        if tunnel is None or (self.interface is not None and self.interface.dev != tunnel.dev):
+            self.interface = None
+        if tunnel is not None and place is not None and key:
+            scope = f"%{place.scope}" if place.scope else ""
+            endpoint = HostPort(parse_host(place.host).host + scope, self.endpoint.port)
+            self.interface = Interface(tunnel.dev, key, str(endpoint), self.options.get("wg_allowed", ()),
+                                       self.options.get("wg_keepalive", 0), tunnel.mtu, tunnel.secret)
+
+    def end_place(self) -> Path | None:
+        """Of what is known of the other end: of the family in which the grantor answers, if it has that."""
+        places = [place for place in self.found.get(self.endpoint.host, ()) if not self.is_held(parse_host(place.host))]
+        like = [place for place in places if self.heard_at is not None
+                and parse_host(place.host).version == parse_host(self.heard_at.host).version]
+        return next(iter(like or places), None)
+
+    def is_held(self, host: Prefix) -> bool:
+        """Is this inside of what it gave?  Then it is behind the tunnel, and no end of it."""
+        return any(held.prefix.holds(host) for held in self.held)
 
     def take(self, grant: Grant, wanted: Mapping[int, Prefix], sent_at: float, now: Now,
              taken: Callable[[Prefix], str]) -> None:
@@ -4828,6 +5405,11 @@ class Grantee:
     def things(self) -> Iterator[Thing]:
         if not self.contact.install:
             return
+        if self.interface is not None and self.contact.tunnel is not None and self.held:
+            yield self.interface
+            end = self.end_place()
+            yield from (Route(prefix, MAIN, Reach("", self.interface.dev)) for prefix in self.contact.tunnel.routes
+                        if end is None or not prefix.holds(parse_host(end.host)))
         for held in self.held:
             if not held.prefix.is_address:
                 yield Route(held.prefix, MAIN)
@@ -5579,7 +6161,7 @@ class Roles:
         self.s = keypair(secret)
         self.run = rand(8)
         self.wanted = Wanted()
-        self.held_keys: set[Key] = set()                          # what of `wanted` the grantees want
+        self.held_keys, self.guard_keys = set[Key](), set[Key]()  # what of `wanted` the grantees want; the grantor
         self.made: dict[Key, Thing] = {}                          # what carries no mark in the kernel
         self.links = Links()
         self.gateways: tuple[Gateway, ...] = ()
@@ -5610,6 +6192,7 @@ class Roles:
             if grantee.contact.default != contact.default:
                 grantee.reaches = {}
             grantee.contact, grantee.table = contact, table_of(config.mark, index)
+            grantee.settle_interface()
             grantee.reaches = self.default_of(grantee)
 
     def add_proxies(self, config: Config) -> None:
@@ -5752,7 +6335,10 @@ class Roles:
         routes = [route for route in found if route.prefix.length == 0]
         for wire in [wire for proxy in self.proxies.values() for wire in proxy.adopt(found, -inf)]:
             self.wire(wire)
+        tunnels = {thing.dev: thing for thing in installed if isinstance(thing, Interface)}
         for grantee in self.grantees.values():
+            tunnel = grantee.contact.tunnel
+            grantee.interface = tunnels.get(tunnel.dev) if tunnel is not None else None
             if grantee.contact.follows_way:
                 mine = [route for route in routes if route.table == grantee.table]
                 grantee.reaches = {route.prefix.version: route.reach for route in mine}
@@ -5763,7 +6349,7 @@ class Roles:
         if default is None:
             return {}
         if default.reach is not None:
-            return {version: default.reach for version in WIDTH if default.reach.serves(version)}
+            return {version: default.reach for version in WIDTH if any(default.reach) and default.reach.serves(version)}
         if way is None or grantee.target is None:                 # what was known stays
             return grantee.reaches
         host = parse_host(grantee.target.host)
@@ -5802,12 +6388,21 @@ class Roles:
         return effects
 
     def want_grantees(self) -> None:
-        things = {thing_key(thing): thing for grantee in self.grantees.values() for thing in grantee.things()}
-        for key in self.held_keys - things.keys():
+        self.held_keys = self.want(self.held_keys, (t for grantee in self.grantees.values() for t in grantee.things()))
+
+    def want_guards(self) -> None:
+        """Decided at the start, and at a reload: what others make, take away and make again stays theirs."""
+        self.guard_keys = self.want(self.guard_keys, self.grantor.guards.things(
+            lambda dev: bool(self.links.index(dev)) and thing_key(Interface(dev)) not in self.made))
+
+    def want(self, before: set[Key], now_wanted: Iterable[Thing]) -> set[Key]:
+        """These, and no longer what was before."""
+        things = {thing_key(thing): thing for thing in now_wanted}
+        for key in before - things.keys():
             self.wanted.take(key)
         for thing in things.values():
             self.wanted.put(thing)
-        self.held_keys = set(things)
+        return set(things)
 
     def better_source(self, name: str, source: str) -> str:
         """Of our addresses: the one that was used on this way, as long as there is no reason to change it."""
@@ -5941,14 +6536,19 @@ class Node(Roles):
 
     def looked_at(self, peer: Peer, asked: bytes, answer: Answer, datagram: bytes, now: Now) -> bytes:
         """The answer to what this datagram asked, as it is sent; the looking glass has seen it."""
-        plain, overhead = encode(answer), SHORTEST["answer" if datagram[0] == KINDS["ask"][0] else "sealed"]
+        overhead = SHORTEST["answer" if datagram[0] == KINDS["ask"][0] else "sealed"]
+        plain = self.look_at(peer, asked.rstrip(b"\0"), answer, now)
+        return fitted(answer, plain, len(datagram) - overhead, overhead)
+
+    def look_at(self, peer: Peer, asked: bytes, answer: Answer, now: Now) -> bytes:
+        plain = encode(answer)
         if answer.status != Status.STALE:
-            peer.glass = Glass(now, asked.rstrip(b"\0"), plain, self.grantor.by)
+            peer.glass = Glass(now, asked, plain, self.grantor.by)
             for refused in answer.refusals:
                 self.counters[f"refused {reason_name(refused.reason)}"] += 1
             if "looking_glass" in self.grantor.site:
                 self.grantor.tell_site(peer, message_shown(plain))
-        return fitted(answer, plain, len(datagram) - overhead, overhead)
+        return plain
 
     def heard_answer(self, datagram: bytes, name: str, now: Now) -> list[Effect]:
         plain = self.initiators[name].open_answer(datagram, now)
@@ -6005,7 +6605,8 @@ class Node(Roles):
     def resolved(self, name: str, host: str, paths: tuple[Path, ...], now: Now) -> list[Effect]:
         grantee = self.grantees.get(name)
         effects = grantee.resolved(host, paths, now) if grantee else []
-        return effects + self.follow(now)
+        effects += self.follow(now)
+        return [*effects, *([Install()] if self.wanted.changed else [])]
 
     # -- time ------------------------------------------------------------------------
 
@@ -6049,6 +6650,11 @@ class Node(Roles):
             self.next_nudge = now.boot + 0.1
         return effects
 
+    def watched(self, dev: str, state: WgState | None, now: Now) -> list[Effect]:
+        """What `wg` shows of one of the interfaces whose peers are grantees."""
+        effects = self.grantor.watched(dev, state, self.made, now)
+        return [*effects, *([Install()] if self.wanted.changed else []), *self.nudge(now)]
+
     # -- the operator ----------------------------------------------------------------
 
     def operate(self, event: Event, name: str, now: Now) -> list[Effect]:
@@ -6088,7 +6694,11 @@ class Node(Roles):
                 effects += grantee.step(Event.NUDGED, now)
         effects += self.rank()
         self.want_grantees()
+        watched = list(self.grantor.guards.watches)
+        self.grantor.guards.configure(config.guards)
+        self.want_guards()
         effects += self.settle_pools(now, anew=True)
+        effects += self.grantor.unwatch(watched, now) + self.grantor.inherit(now)
         self.add_proxies(config)
         self.grantor.go_on()
         return [*effects, Install(), *self.nudge(now)]
@@ -6161,12 +6771,157 @@ class Node(Roles):
             if any(held.current for held in grantee.held):
                 grantee.enter(State.RENEWING, now.boot)
                 grantee.t2_at = now.boot + REBIND_S
+        self.grantor.expect_peers()
+        self.want_guards()
+        self.numbered += self.grantor.inherit(now)
         self.rank()
         self.want_grantees()
         self.lent = {held.prefix for grantee in self.grantees.values() for held in grantee.held}
         self.numbered += self.settle_pools(now, anew=True)
         self.add_proxies(self.config)
         return [*self.numbered, Install(), *(Hook(name, "started") for name in self.grantees)]
+
+
+# ==== DOOR =========================================================== pure ====
+#
+# wg-dynamic, version 1: text over TCP, inside of a WireGuard tunnel, one address a family.
+#
+#     request_ip=1    |  request_ip=1            |  request_ip=1
+#     ip=10.9.0.7/32  |  ip=10.9.0.7/32          |  errno=3
+#     ip=::           |  ip=2001:db8:9::7/128    |  errmsg=10.9.0.8 is not yours
+#                     |  leasestart=1795000000   |
+#     is asked        |  leasetime=3600          |  ... if it had named 10.9.0.8
+#                     |  errno=0                 |
+#
+# In the older draft the keys are `ipv4` and `ipv6`: an address that is not the asker's own
+# is a wish, a family not named is wanted too, and one without a value is given back.
+
+
+INVALID, UNSUPPORTED, UNAVAILABLE = 1, 2, 3                       # errno
+COMMAND: Final = "request_ip"
+LONGEST_LEASE_S: Final = 315_360_000     # who reads it multiplies by 8, in 32 bits
+
+
+class DoorError(Exception):
+    """What is wrong with a message of wg-dynamic, and its errno."""
+
+    def __init__(self, number: int, text: str) -> None:
+        super().__init__(text)
+        self.number = number
+
+
+class DoorAsk(NamedTuple):
+    wanted: dict[int, Prefix | None]     # family -> the address that is named, None: any
+    drafts: tuple[bool, bool]            # answered as the newer draft has it, as the older one has it
+
+    @property
+    def insists(self) -> bool:
+        """A named address, or none."""
+        return self.drafts == (True, False)
+
+
+def door_pairs(message: bytes) -> list[tuple[str, str]]:
+    """Keys and values; DoorError."""
+    if not message.isascii() or b"\0" in message:
+        raise DoorError(INVALID, "not text")
+    lines = message.decode("ascii").split("\n")
+    pairs = [(key, value) for key, equals, value in (line.partition("=") for line in lines) if equals and key]
+    if len(pairs) < len(lines):
+        raise DoorError(INVALID, "a line is not key=value")
+    if pairs[0] != (COMMAND, "1"):
+        raise DoorError(UNSUPPORTED, f"want {COMMAND}=1")
+    return pairs[1:]
+
+
+def door_address(text: str) -> Prefix:
+    try:
+        address_ = parse_prefix(text)
+    except ValueError:
+        raise DoorError(INVALID, "not an address") from None
+    if not address_.is_address:
+        raise DoorError(INVALID, "not one address (/32 or /128)")
+    return address_
+
+
+def door_ask(message: bytes) -> DoorAsk:
+    """A message without the empty line at its end; DoorError."""
+    wanted: dict[int, Prefix | None] = {}
+    unwanted, is_new, is_old = set[int](), False, False
+    for key, value in door_pairs(message):
+        if key not in ("ip", "ipv4", "ipv6"):
+            continue
+        is_new, is_old = is_new or key == "ip", is_old or key != "ip"
+        if key != "ip" and not value:
+            unwanted.add(int(key[-1]))
+            continue
+        named = door_address(value)
+        if key not in ("ip", f"ipv{named.version}") or named.version in wanted:
+            raise DoorError(INVALID, f"a second address of IPv{named.version}, or one of another family")
+        wanted[named.version] = named if named.first else None
+    if is_new and is_old:
+        raise DoorError(INVALID, "ip beside ipv4 or ipv6")
+    if not is_new:
+        wanted |= {version: None for version in WIDTH if version not in wanted and version not in unwanted}
+    return DoorAsk(wanted, (not is_old, not is_new))
+
+
+def door_text(pairs: Iterable[tuple[str, object]]) -> bytes:
+    return "".join(f"{key}={value}\n" for key, value in ((COMMAND, 1), *pairs)).encode() + b"\n"
+
+
+def door_refusal(number: int, text: str) -> bytes:
+    return door_text((("errno", number), ("errmsg", printable(text))))
+
+
+def own_addresses(peer: Peer) -> dict[int, Lease]:
+    """What a grantee has of single addresses, one a family: the first that is preferred."""
+    return {lease.prefix.version: lease for lease in reversed(peer.leases)
+            if lease.state is LeaseState.ACTIVE and lease.prefix.is_address}
+
+
+def door_wants(peer: Peer, asked: DoorAsk, stamp: int) -> Ask:
+    """As any other ask: for the slots in which it has addresses, else for others that are unused."""
+    own = own_addresses(peer)
+    used = {lease.slot for lease in peer.leases if lease.living}
+    spare = (slot for slot in range(256) if slot not in used)
+    wants = []
+    for version, named in sorted(asked.wanted.items()):
+        has = own[version].prefix if version in own else None
+        if named is not None and named != has and asked.insists:
+            raise DoorError(UNAVAILABLE, f"{named.host} is not yours")
+        slot = own[version].slot if version in own else next(spare)
+        wants.append(Want(slot, has or Prefix(version, 0, WIDTH[version])))
+    given_back = tuple(lease.slot for version, lease in own.items() if version not in asked.wanted)
+    return Ask(stamp=stamp, run=peer.run or bytes(8), wants=tuple(wants), releases=given_back)
+
+
+def door_answer(asked: DoorAsk, answer: Answer, now: Now) -> bytes:
+    """In the form of the draft in which it was asked; in both, if that cannot be told."""
+    grants = [grant for grant in answer.grants if grant.current and grant.prefix.is_address
+              and grant.prefix.version in asked.wanted]
+    if not grants and answer.refusals:
+        return door_refusal(UNAVAILABLE, answer.refusals[0].text)
+    rows: list[tuple[str, object]] = []
+    for grant in grants:
+        names = [name for name, is_so in zip(("ip", f"ipv{grant.prefix.version}"), asked.drafts, strict=True) if is_so]
+        rows += [(name, grant.prefix) for name in names]
+    if grants:
+        lasts_s = min(LONGEST_LEASE_S, *(grant.valid_s for grant in grants))
+        rows += [("leasestart", int(max(0.0, now.wall))), ("leasetime", lasts_s)]
+    return door_text((*rows, ("errno", 0)))
+
+
+def through_door(node: Node, peer: Peer, message: bytes, path: Path, now: Now) -> tuple[bytes, list[Effect]]:
+    """What a message of wg-dynamic is answered, and what has to be done before."""
+    node.counters["heard_dynamic"] += 1
+    try:
+        asked = door_ask(message)
+        ask = door_wants(peer, asked, max(0, peer.stamp))
+    except DoorError as why:
+        return door_refusal(why.number, str(why)), []
+    answer, effects = node.grantor.heard(peer, ask, path, now)
+    node.look_at(peer, encode(ask), answer, now)
+    return door_answer(asked, answer, now), effects
 
 
 # ==== STATUS ========================================================= pure ====
@@ -6802,6 +7557,15 @@ def sysctl(name: str) -> int | None:
         return None
 
 
+def write_sysctl(name: str, value: int) -> None:
+    """Of net.ipv6; as far as there is one."""
+    try:
+        with open(f"/proc/sys/net/ipv6/{name}", "w") as file:
+            file.write(str(value))
+    except OSError as why:
+        log.debug("cannot write sysctl=%s why=\"%s\"", name, why.strerror)
+
+
 def routes_by(dev: str) -> list[list[str]] | None:
     """IPv6 routes: destination, length, source, length, next hop ...; None: that cannot be seen."""
     try:
@@ -6845,6 +7609,20 @@ def hindrances(config: Config) -> Iterator[str]:
             yield f"net.ipv6.neigh.{ndp.dev}.proxy_delay is not 0: the kernel waits before it answers"
 
 
+def is_anycast(dev: str) -> bool:
+    """Is fe80:: of this interface first of all the address of any router there?  Then TCP is not heard at it."""
+    flags = [int(row[8], 16) for row in routes_by(dev) or () if row[:2] == ["fe80".ljust(32, "0"), "80"]]
+    return bool(flags) and bool(flags[0] & RTF_ANYCAST)
+
+
+def closed_doors(config: Config) -> Iterator[str]:
+    """Where wg-dynamic is not heard, as an address of another kind was there before."""
+    for guard in config.guards:
+        if guard.dynamic and is_anycast(guard.dev):
+            yield (f"wg-dynamic is not heard on {guard.dev}: with forwarding, another fe80::/64 address there has made "
+                   f"fe80:: one of any router's (sysctl -w net.ipv6.conf.{guard.dev}.addr_gen_mode=1, down, and up)")
+
+
 CAPABILITIES: Final = {"CAP_NET_BIND_SERVICE": 10, "CAP_NET_ADMIN": 12, "CAP_NET_RAW": 13}
 
 
@@ -6879,6 +7657,7 @@ def read_text(path: str) -> str:
         raise ConfigError(f"{path}: not UTF-8") from None
 
 
+RTF_ANYCAST: Final = 0x00100000
 SQLITE: Final = b"SQLite format 3\0"
 
 
@@ -7246,6 +8025,113 @@ class Store:
         return True
 
 
+# ==== PEERS =========================================================== I/O ====
+
+
+def run_command(command: list[str], stdin: str, start_new_session: bool = False) -> str:
+    """Its complaints; empty if it succeeded; OSError if it could not be run, or hangs."""
+    log.debug("run command=\"%s\"%s", " ".join(command), "".join(f"\n    {line}" for line in stdin.splitlines()))
+    try:
+        done = subprocess.run(command, input=stdin, text=True, capture_output=True, check=False, timeout=CHILD_S,
+                              start_new_session=start_new_session)
+    except subprocess.TimeoutExpired:
+        raise OSError(errno.ETIMEDOUT, f"{command[0]}: {os.strerror(errno.ETIMEDOUT)}") from None
+    return "" if done.returncode == 0 else done.stderr.strip() or "failed"
+
+
+def wg(*words_: str, stdin: str = "") -> str:
+    """What `wg` says; OSError says why not."""
+    log.debug("run command=\"wg %s\"%s", " ".join(words_), "".join(f"\n    {line}" for line in stdin.splitlines()))
+    try:
+        done = subprocess.run(["wg", *words_], input=stdin, text=True, capture_output=True, check=False,
+                              timeout=CHILD_S)
+    except subprocess.TimeoutExpired:
+        raise OSError(errno.ETIMEDOUT, f"wg: {os.strerror(errno.ETIMEDOUT)}") from None
+    if done.returncode:
+        raise OSError(errno.EIO, " ".join(done.stderr.split()) or "wg failed")
+    return done.stdout
+
+
+class Peers:
+    """`wg` to look at the peers of interfaces, and to change them."""
+
+    def __init__(self) -> None:
+        self.texts: dict[str, str] = {}                           # as it said it last
+        self.states: dict[str, WgState | None] = {}
+        self.whys: dict[str, str] = {}                            # of interfaces that cannot be seen
+
+    def look(self, dev: str) -> WgState | None:
+        """The same as before, if `wg` says the same.  None: there is no such interface."""
+        try:
+            text, known = wg("show", dev, "allowed-ips"), self.states.get(dev)
+            if known is None or not known.key or text != self.texts.get(dev):
+                key, port = wg("show", dev, "public-key").strip(), wg("show", dev, "listen-port").strip()
+                known = WgState(b"" if key == "(none)" else public_key(key), int(port), allowed_of(text))
+            self.texts[dev], self.states[dev] = text, known
+            self.whys.pop(dev, None)
+        except (OSError, ValueError) as why:
+            if self.whys.get(dev) != str(why):
+                log.info("cannot see peers interface=%s why=\"%s\"", dev, why)
+            self.whys[dev], self.states[dev] = str(why), None
+        return self.states[dev]
+
+    def has(self, thing: WgPeer | AllowedIp) -> bool:
+        """As it was seen last."""
+        state = self.states.get(thing.dev)
+        allowed = state.peers.get(thing.key) if state is not None else None
+        return allowed is not None and (isinstance(thing, WgPeer) or thing.prefix in allowed)
+
+    def change(self, dev: str, changes: list[tuple[int, WgPeer | AllowedIp, bool]]) -> dict[int, str]:
+        """As `peer_list` has them; which failed, and why.  Where there is no interface, nothing is to be removed."""
+        state = self.states.get(dev)
+        if state is None:
+            return {number: "no such interface" for number, _, added in changes if added}
+        lists, removed, failed = peer_list(state.peers, changes)
+        self.texts[dev] = ""                                      # the next look is a new one
+        try:
+            if lists:
+                wg("addconf", dev, "/dev/stdin", stdin=addconf_text(lists))
+            for at in range(0, len(removed), PEERS_AT_ONCE):
+                wg("set", dev, *(word for key in removed[at : at + PEERS_AT_ONCE]
+                                 for word in ("peer", show_key(key), "remove")))
+        except OSError as why:
+            self.look(dev)
+            return dict.fromkeys((number for number, _, _ in changes), str(why.strerror))
+        peers = {key: tuple(lists.get(key, allowed)) for key, allowed in {**state.peers, **lists}.items()}
+        self.states[dev] = state._replace(peers={key: peers[key] for key in peers if key not in removed})
+        return failed
+
+
+def make_tunnel(thing: Interface, is_there: bool) -> str:
+    """By the kernel, or by a process that is one; what it complains of."""
+    if is_there:
+        return ""
+    why = run_command(["ip", "link", "add", "dev", thing.dev, "type", "wireguard"], "")
+    if not why:
+        return ""
+    try:                                                          # in a session of its own: it is to outlive us
+        said = run_command(["wireguard-go", thing.dev], "", start_new_session=True)
+        return said.rpartition("\n")[2]                           # before that it recommends the kernel's own
+    except FileNotFoundError:
+        return f"{why} (and there is no wireguard-go)"
+
+
+def set_tunnel(thing: Interface, before: Interface | None) -> str:
+    """The private key by its file, as whoever lists processes sees what is said here."""
+    port = ["listen-port", str(thing.port)] if thing.port else []
+    peer = ["peer", show_key(thing.peer), "allowed-ips", ",".join(map(str, thing.allowed)),
+            "persistent-keepalive", str(thing.keepalive_s)] if thing.peer else []
+    peer += ["endpoint", thing.endpoint] if peer and (before is None or before.endpoint != thing.endpoint) else []
+    old = ["peer", show_key(before.peer), "remove"] if before and before.peer not in (b"", thing.peer) else []
+    try:
+        wg("set", thing.dev, "private-key", thing.secret, *port, *old, *peer)
+    except OSError as why:
+        return str(why.strerror)
+    write_sysctl(f"conf/{thing.dev}/addr_gen_mode", 1)            # no address of its own accord, whoever has made it
+    mtu = ["mtu", str(thing.mtu)] if thing.mtu else []
+    return run_command(["ip", "link", "set", "dev", thing.dev, *mtu, "up"], "")
+
+
 # ==== KERNEL ========================================================== I/O ====
 
 RTMGRP_ROUTE: Final = 0x40 | 0x400       # IPv4 and IPv6
@@ -7266,16 +8152,6 @@ def failed_lines(said: str) -> Iterator[tuple[int, str]]:
             yield int(line.rpartition(":")[2]) - 1, why
         else:
             why = line
-
-
-def run_command(command: list[str], stdin: str) -> str:
-    """Its complaints; empty if it succeeded; OSError if it could not be run, or hangs."""
-    log.debug("run command=\"%s\"%s", " ".join(command), "".join(f"\n    {line}" for line in stdin.splitlines()))
-    try:
-        done = subprocess.run(command, input=stdin, text=True, capture_output=True, check=False, timeout=CHILD_S)
-    except subprocess.TimeoutExpired:
-        raise OSError(errno.ETIMEDOUT, f"{command[0]}: {os.strerror(errno.ETIMEDOUT)}") from None
-    return "" if done.returncode == 0 else done.stderr.strip() or "failed"
 
 
 # Classic BPF: so that what does not concern us does not even wake us.  A route's protocol is its 22nd byte; of the
@@ -7360,6 +8236,7 @@ class Kernel:
         self.installed: dict[Key, Thing] = {}
         self.pending: set[Key] = set()                            # could not be made yet
         self.busybox = False
+        self.peers = Peers()
         self.links = self.seen = Links()                          # now; and when all else was looked at
         self.downed: set[int] = set()                             # interfaces that have been down since
         self.monitor = netlink_socket(RTMGRP, all_but_routes_of_others(mark))
@@ -7396,10 +8273,11 @@ class Kernel:
         neighbours = self.neighbours(made.values())
         found += [thing for thing in made.values() if thing in neighbours]
         self.installed = {thing_key(thing): thing for thing in found if thing is not None}
+        self.read_peers(made.values())
         there = self.addresses()
         for key, thing in made.items():
-            if isinstance(thing, Address) and place_of(thing.dev, thing.address) in there:
-                self.installed[key] = before.get(key, thing)      # with the lifetimes that we gave it
+            if place_of(thing.dev, thing.address) in there if isinstance(thing, Address) else self.has(thing):
+                self.installed[key] = before.get(key, thing)      # with the lifetimes, and all else, that we gave it
 
     def missing(self, made: Mapping[Key, Thing]) -> set[Key]:
         """Addresses that are not there, though nobody said so, or have no subnet's route, as the link was down."""
@@ -7422,6 +8300,24 @@ class Kernel:
         """Whom of these neighbours somebody has removed."""
         there = self.neighbours(made.values())
         return self.lose({key for key, thing in made.items() if isinstance(thing, Neighbour) and thing not in there})
+
+    def has(self, thing: Thing) -> bool:
+        """As it was seen last; of what carries no mark in the kernel."""
+        if isinstance(thing, Address):
+            return place_of(thing.dev, thing.address) in self.addresses()
+        if isinstance(thing, Interface):
+            return bool(self.links.index(thing.dev))
+        return isinstance(thing, WgPeer | AllowedIp) and self.peers.has(thing)
+
+    def read_peers(self, among: Iterable[Thing]) -> None:
+        """Of the interfaces that these are about."""
+        for dev in sorted({thing.dev for thing in among if isinstance(thing, WgPeer | AllowedIp)}):
+            self.peers.look(dev)
+
+    def missed_peers(self, made: Mapping[Key, Thing]) -> set[Key]:
+        """What of them, as it was seen last, somebody has removed."""
+        return self.lose({key for key, thing in made.items() if isinstance(thing, WgPeer | AllowedIp)
+                          and not self.peers.has(thing)})
 
     def lose(self, keys: set[Key]) -> set[Key]:
         """Of what is gone: what was there."""
@@ -7475,7 +8371,31 @@ class Kernel:
                     failed |= {n: why for n, why in said.items() if why}
             except OSError as why:
                 failed |= dict.fromkeys(mine, str(why))
-        return failed
+        return failed | self.run_wg([(n, thing, " add " in line) for n, (thing, line) in enumerate(lines)
+                                     if isinstance(thing, WgThing)])
+
+    def run_wg(self, changes: list[tuple[int, WgThing, bool]]) -> dict[int, str]:
+        """(number, what, is it added?)"""
+        failed = dict[int, str]()
+        of: dict[str, list[tuple[int, WgPeer | AllowedIp, bool]]] = {}
+        for number, thing, added in changes:
+            if not isinstance(thing, Interface):
+                of.setdefault(thing.dev, []).append((number, thing, added))
+        for dev, mine in of.items():
+            failed |= self.peers.change(dev, mine)
+        said = {number: self.set_interface(thing, added) for number, thing, added in changes
+                if isinstance(thing, Interface)}                  # what goes, goes after what is on it
+        return failed | {number: why for number, why in said.items() if why}
+
+    def set_interface(self, thing: Interface, added: bool) -> str:
+        try:
+            if not added:
+                return run_command(["ip", "link", "del", "dev", thing.dev], "") if self.links.index(thing.dev) else ""
+            before = self.installed.get(thing_key(thing))
+            return make_tunnel(thing, bool(self.links.index(thing.dev))) or \
+                set_tunnel(thing, before if isinstance(before, Interface) else None)
+        except OSError as why:
+            return str(why)
 
     def run_one(self, thing: Thing, line: str) -> str:
         if self.busybox and isinstance(thing, Neighbour):
@@ -7675,18 +8595,27 @@ class Talker:
         self.kernel.close()
 
     def hear(self, sock: socket.socket, door: int, name: str, now: Now) -> list[list[Effect]]:
-        events = []
-        for datagram, path in self.network.drain(sock, door):
-            try:
-                events.append(self.node.received(datagram, path, now, name))
-            except Stranger as why:
-                self.node.counters["drop stranger"] += 1
-                log.limited("stranger", "stranger source=%s to_admit=\"[grantee NAME] key = %s\"",
-                            path, show_key(why.key))
-            except Drop as why:
-                self.node.counters[f"drop {why}"] += 1
-                log.debug("drop source=%s why=\"%s\"", path, why)
-        return events
+        return [effects for datagram, path in self.network.drain(sock, door)
+                for effects in self.take(datagram, path, name, now)]
+
+    def take(self, datagram: bytes, path: Path, name: str, now: Now) -> list[list[Effect]]:
+        try:
+            return [self.node.received(datagram, path, now, name)]
+        except Stranger as why:
+            events = self.meet(now)
+            if why.key in self.node.grantor.agreements:
+                return [*events, *self.take(datagram, path, name, now)]
+            self.node.counters["drop stranger"] += 1
+            log.limited("stranger", "stranger source=%s to_admit=\"[grantee NAME] key = %s\"", path, show_key(why.key))
+            return events
+        except Drop as why:
+            self.node.counters[f"drop {why}"] += 1
+            log.debug("drop source=%s why=\"%s\"", path, why)
+            return []
+
+    def meet(self, _: Now) -> list[list[Effect]]:
+        """A stranger may have become known just now."""
+        return []
 
     def hear_all(self, readable: list[Any], now: Now) -> list[list[Effect]]:
         """Every socket that has something, one after the other."""
@@ -7716,8 +8645,15 @@ class Talker:
             log.limited("call", "cannot ask grantor=%s at=%s why=\"%s\"", effect.grantor, place, why.strerror)
 
     def look_up(self, effect: Lookup, _: Now) -> None:
-        """A name; `gateway` is none."""
-        if is_gateway(effect.host):
+        """A name; `gateway` is none, and an interface's neither."""
+        grantee = self.node.grantees.get(effect.grantor)
+        index = self.kernel.links.index(effect.host)
+        if index and grantee is not None:
+            state, tunnel = self.kernel.peers.look(effect.host), grantee.contact.tunnel
+            allowed = state.peers.get(grantee.contact.key, ()) if state is not None else ()
+            allowed += tunnel.routes if tunnel is not None and tunnel.dev == effect.host else ()
+            self.network.resolver.told(effect.grantor, effect.host, places_inside(allowed, index, self.kernel.links))
+        elif is_gateway(effect.host):
             try:
                 found = places_of(effect.host, self.kernel.gateways())
             except OSError:
@@ -8259,6 +9195,147 @@ class Controls:
             pass
 
 
+# ==== DOORS =========================================================== I/O ====
+
+
+@dataclass
+class Caller:
+    """One connection to the door of wg-dynamic."""
+
+    sock: socket.socket
+    path: Path
+    until: float                         # a message, or its answer, has to be through by then
+    heard: bytes = b""
+    unsent: bytes = b""
+    ends: bool = False                   # with what is unsent
+
+
+class Door:
+    """Where one interface is asked in the language of wg-dynamic."""
+
+    def __init__(self, dev: str, index: int) -> None:
+        self.dev, self.index = dev, index
+        self.callers: list[Caller] = []                           # who was heard last stands last
+        self.sock = socket.socket(socket.AF_INET6, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+        try:
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self.sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, dev.encode())
+            self.sock.bind(("::", DOOR))
+            self.sock.listen(1024)
+        except OSError:
+            self.sock.close()
+            raise
+
+    def accept(self, now: Now) -> None:
+        for _ in range(BATCH):
+            try:
+                sock, place = self.sock.accept()
+            except OSError:
+                return
+            sock.setblocking(False)
+            info = bytes(16) + self.index.to_bytes(4, byteorder)
+            self.make_room(place[0])
+            self.callers.append(Caller(sock, Path(place[0].partition("%")[0], place[1], self.index, info),
+                                       now.boot + DOOR_S))
+
+    def make_room(self, host: str) -> None:
+        """Who has been silent for longest goes: of these, if they are many, else of all."""
+        like = [caller for caller in self.callers if caller.path.host == host.partition("%")[0]]
+        if len(like) >= DOOR_EACH or len(self.callers) >= DOOR_CALLERS:
+            self.end((like if len(like) >= DOOR_EACH else self.callers)[0])
+
+    def end(self, caller: Caller) -> None:
+        self.callers.remove(caller)
+        caller.sock.close()
+
+    def hear(self, caller: Caller) -> bytes | None:
+        """A message, once it is whole; None: not yet.  OSError: that is no message, or the end."""
+        data = caller.sock.recv(DOOR_MESSAGE + 2)
+        caller.heard += data
+        if not data:
+            raise ConnectionError
+        message, found, rest = caller.heard.partition(b"\n\n")
+        too_long = len(message) > DOOR_MESSAGE or max(map(len, message.split(b"\n"))) > DOOR_LINE
+        if too_long or b"\0" in message:
+            caller.unsent, caller.ends = door_refusal(INVALID, "too long, or not text"), True
+            return None
+        if not found:
+            return None
+        caller.heard, caller.ends = b"", bool(rest)               # who does not wait for its answer gets only this one
+        self.callers.remove(caller)
+        self.callers.append(caller)
+        return message
+
+    def send(self, caller: Caller) -> None:
+        caller.unsent = caller.unsent[caller.sock.send(caller.unsent) :]
+        if caller.ends and not caller.unsent:
+            raise ConnectionError
+
+    def close(self) -> None:
+        for sock in (self.sock, *(caller.sock for caller in self.callers)):
+            sock.close()
+
+
+class Doors:
+    """The doors of all interfaces that are there."""
+
+    def __init__(self) -> None:
+        self.open: dict[str, Door] = {}
+
+    def follow(self, guards: Iterable[Guard], links: Links) -> None:
+        wanted = {guard.dev: links.index(guard.dev) for guard in guards if guard.dynamic and links.index(guard.dev)}
+        for dev, door in list(self.open.items()):
+            if wanted.get(dev) != door.index:
+                self.open.pop(dev).close()
+        for dev in wanted.keys() - self.open.keys():
+            try:
+                self.open[dev] = Door(dev, wanted[dev])
+            except OSError as why:
+                log.limited("door", "cannot listen interface=%s port=%d why=\"%s\"", dev, DOOR, why.strerror)
+
+    def callers(self) -> list[tuple[Door, Caller]]:
+        return [(door, caller) for door in self.open.values() for caller in door.callers]
+
+    def sockets(self) -> list[Any]:
+        return [*(door.sock for door in self.open.values()),
+                *(caller.sock for _, caller in self.callers() if not caller.unsent)]
+
+    def writing(self) -> list[Any]:
+        return [caller.sock for _, caller in self.callers() if caller.unsent]
+
+    def deadline(self) -> float:
+        return min((caller.until for _, caller in self.callers()), default=inf)
+
+    def serve(self, daemon: Daemon, readable: list[Any], now: Now) -> None:
+        """An answer goes when what it promises has been done; a caller is served once a round."""
+        for door, caller in self.callers():
+            try:
+                self.attend(door, caller, daemon, readable, now)
+            except BlockingIOError:
+                pass
+            except OSError:
+                caller.until = -inf
+            if caller.until <= now.boot:
+                door.end(caller)
+        for door in self.open.values():
+            if door.sock in readable:
+                door.accept(now)
+
+    @staticmethod
+    def attend(door: Door, caller: Caller, daemon: Daemon, readable: list[Any], now: Now) -> None:
+        """What is said by somebody who is no peer, or no grantee, is not answered."""
+        message = door.hear(caller) if caller.sock in readable and not caller.unsent else None
+        if message is not None:
+            peer = daemon.caller(door.dev, caller.path, now)
+            if peer is None:
+                raise ConnectionError
+            caller.until = now.boot + DOOR_S
+            caller.unsent = daemon.let_in(peer, message, caller.path, now)
+        if caller.unsent:
+            door.send(caller)
+
+
 # ==== INSTALLING ======================================================= I/O ====
 
 
@@ -8278,26 +9355,32 @@ class Installer(Talker):
         keys = node.wanted.changed | kernel.pending
         node.wanted.changed.clear()
         gone, new = plan(kernel.installed, node.wanted.things, keys)
-        others = kernel.neighbours(new)
-        new = [thing for thing in new if self.may_make(thing, others)]
+        kernel.read_peers(gone)
+        kept = self.unmake(gone) if gone else set[Key]()
+        tunnels: list[Thing] = [thing for thing in new if isinstance(thing, Interface)]
+        refused = self.make(tunnels, now)
+        if tunnels:
+            self.see_again()                                      # what goes onto them, and by them, comes after
+        refused |= self.make([thing for thing in new if not isinstance(thing, Interface)], now)
         kernel.pending = {key for key in keys if key in node.wanted.things
                           and kernel.installed.get(key) != node.wanted.things[key]}
-        refused: set[Key] = set()
-        if gone or new:
-            kept = self.unmake(gone)
-            lines: list[ThingLine] = [(thing, add_line(thing, kernel.mark, now)) for thing in self.recorded(new, now)]
-            failed = kernel.run(lines)
-            self.note_made(failed, lines)
-            if gone or failed:
-                self.see_again()
-            node.wanted.changed |= kept & kernel.installed.keys()
-            refused = {thing_key(lines[n][0]) for n in failed}
-        there = kernel.addresses() if node.made else set()
+        if gone or refused:
+            self.see_again()
+        node.wanted.changed |= kept & kernel.installed.keys()
         self.strike_out([key for key, thing in node.made.items() if key not in kernel.installed
-                         and (key not in node.wanted.things or key in refused)
-                         and not (isinstance(thing, Address) and place_of(*thing[:2]) in there)], now)
-        if kernel.pending & {thing_key(thing) for thing in new} or node.wanted.changed:
-            self.retry_install = min(self.retry_install, now.boot + RETRY_INSTALL_S)
+                         and (key not in node.wanted.things or key in refused) and not kernel.has(thing)], now)
+        if gone or new:
+            self.retry_install = now.boot + RETRY_INSTALL_S if refused or node.wanted.changed else inf
+
+    def make(self, new: list[Thing], now: Now) -> set[Key]:
+        """As far as it may be; what of that is not there."""
+        self.kernel.read_peers(new)
+        others = self.kernel.neighbours(new)
+        ready = [thing for thing in new if self.may_make(thing, others)]
+        mark = self.kernel.mark
+        lines: list[ThingLine] = [(thing, add_line(thing, mark, now)) for thing in self.recorded(ready, now)]
+        self.note_made(self.kernel.run(lines), lines)
+        return {thing_key(thing) for thing in ready if self.kernel.installed.get(thing_key(thing)) != thing}
 
     def unmake(self, gone: list[Thing]) -> set[Key]:
         """Take it away; what the kernel has all the same stays ours, and is tried again."""
@@ -8325,7 +9408,10 @@ class Installer(Talker):
     def recorded(self, new: list[Thing], now: Now) -> list[Thing]:
         """What carries no mark in the kernel is written down before it is made; what cannot be is not made."""
         unmarked = {thing_key(thing): thing for thing in new if not isinstance(thing, Route)}
-        if self.record_made(unmarked.keys() - self.node.made.keys(), unmarked, now):
+        known = self.node.made
+        unwritten = [key for key, thing in unmarked.items()
+                     if key not in known or made_record(known[key]) != made_record(thing)]
+        if self.record_made(unwritten, unmarked, now):
             return new
         return [thing for thing in new if isinstance(thing, Route) or thing_key(thing) in self.node.made]
 
@@ -8333,15 +9419,15 @@ class Installer(Talker):
         for n, (thing, line) in enumerate(lines):
             key = thing_key(thing)
             if n in failed:
-                log.limited("install", "cannot install command=\"ip -%d %s\" why=\"%s\"", version_of(thing), line,
-                            failed[n])
+                program = "wg" if isinstance(thing, WgThing) else f"ip -{version_of(thing)}"
+                log.limited("install", "cannot install command=\"%s %s\" why=\"%s\"", program, line, failed[n])
             else:
                 self.kernel.installed[key] = thing
-                self.kernel.pending.discard(key)
-        self.retry_install = clock_now().boot + RETRY_INSTALL_S if failed else inf
 
     def may_make(self, thing: Thing, others: set[Neighbour]) -> bool:
-        """Not on an interface that is not there (or by one that is down); not over a foreign address, or neighbour."""
+        """Not on an interface that is not there (or by one that is down); not over what is foreign."""
+        if isinstance(thing, Interface):
+            return self.may_make_interface(thing)
         dev = thing.reach.dev if isinstance(thing, Route) else getattr(thing, "dev", "")
         if dev and not self.kernel.links.has(dev, IFF_UP if isinstance(thing, Route) else ~0):
             if thing_key(thing) not in self.kernel.pending:
@@ -8349,9 +9435,15 @@ class Installer(Talker):
             return False
         if isinstance(thing, Route | Rule) or thing_key(thing) in self.node.made:
             return True
-        if isinstance(thing, Neighbour):
-            return thing not in others
-        return place_of(thing.dev, thing.address) not in self.kernel.addresses()
+        return thing not in others if isinstance(thing, Neighbour) else not self.kernel.has(thing)
+
+    def may_make_interface(self, thing: Interface) -> bool:
+        """What is there of that name, and not ours, is left alone."""
+        key = thing_key(thing)
+        is_foreign = key not in self.node.made and self.kernel.has(thing)
+        if is_foreign and thing.peer and key not in self.kernel.pending:
+            log.info("cannot make interface=%s why=\"there is one that ddpd has not made\"", thing.dev)
+        return not is_foreign
 
     def record_made(self, keys: Iterable[Key], things: Mapping[Key, Thing], now: Now) -> bool:
         """False if it cannot be written."""
@@ -8402,9 +9494,11 @@ class Daemon(Installer):
         self.links_at = -inf                                      # from when on changes of links are heard
         self.repaired_at, self.repairs = -inf, 0.0                # one is forgotten every second
         self.neighbours_at = -inf                                 # when to see whether our proxy neighbours are there
+        self.peers_at, self.peers_seen = -inf, -inf               # when to look at WireGuard's peers, and when that was
         self.hooks = Hooks()
         self.ports = Ports(self.node)
         self.controls = Controls(config.control)
+        self.doors = Doors()
         self.signals: list[int] = []
         self.stopping = False
         self.node.grantor.site = load_handlers(config.handlers)
@@ -8431,9 +9525,10 @@ class Daemon(Installer):
         self.tell_lacking()
         self.node.wanted.changed |= self.kernel.installed.keys() | self.node.wanted.things.keys()
         self.perform([self.node.start(now), seen])
+        self.perform([self.see_peers(now)])                       # of interfaces that may have been made just now
         self.tell_skipped()
         log.info("started version=%s key=%s listen=%s", VERSION, show_key(self.node.s.public),
-                 ",".join(f"[{p.host}]:{p.port}" for p in self.config.listen) or "none")
+                 ",".join(map(str, self.config.listen)) or "none")
 
     def restore(self, now: Now) -> None:
         """Take up what is on file; what is lost or damaged makes a grantor careful."""
@@ -8589,20 +9684,21 @@ class Daemon(Installer):
             events = self.hear_all(readable, now)
             self.perform(events + self.other_events(readable, now))
             self.controls.serve(self, readable, now)
+            self.doors.serve(self, readable, now)
             self.tend(now)
         self.leave()
 
     def wait(self) -> list[Any]:
         now = clock_now()
         self.ports.prepare(now)
-        until = min(self.node.deadline, self.ports.deadline(), self.neighbours_at, self.store.retry_at,
+        until = min(self.node.deadline, self.ports.deadline(), self.neighbours_at, self.peers_at, self.store.retry_at,
                     self.hooks.kill_at, self.retry_install, self.routes_at,
                     self.links_at if self.links_at > now.boot else inf,
-                    *(control.until for control in self.controls.open), inf)
-        sockets = [*self.sockets(), self.wake, *self.controls.sockets()]
+                    self.doors.deadline(), *(control.until for control in self.controls.open), inf)
+        sockets = [*self.sockets(), self.wake, *self.controls.sockets(), *self.doors.sockets()]
         sockets += [self.kernel.monitor] if self.links_at <= now.boot else []
         sockets += [self.kernel.routes] if self.config.contacts and self.routes_at == inf else []
-        writing = [control.sock for control in self.controls.open if control.unsent]
+        writing = [*(control.sock for control in self.controls.open if control.unsent), *self.doors.writing()]
         until = -inf if self.loading is not None or any(c.rows for c in self.controls.open if not c.unsent) else until
         return self.answer_until(until, sockets, writing)
 
@@ -8629,6 +9725,8 @@ class Daemon(Installer):
             self.links_at = now.boot + 10 * took_s if took_s > SLICE_S else -inf       # where there are very many
         if self.kernel.routes in readable and self.routes_at == inf:
             self.routes_at = now.boot + self.routes_s
+        if now.boot >= self.peers_at:
+            events.append(self.see_peers(now))
         aims = {name: grantee.aim() for name, grantee in self.node.grantees.items()}
         if aims != self.aims or now.boot >= self.routes_at:
             events.append(self.see_ways(aims, now))
@@ -8643,6 +9741,9 @@ class Daemon(Installer):
         look, gone = self.kernel.changes()
         lost = self.kernel.lose({thing_key(thing) for thing in gone})
         effects = self.see_links() if look else []
+        if look and self.config.guards:
+            self.kernel.peers.texts.clear()                       # its key may be another one
+            self.peers_at = now.boot
         if look and self.node.proxies:
             self.ports.forget_ways()
             self.ports.follow(now)
@@ -8671,6 +9772,42 @@ class Daemon(Installer):
             self.retry_install = now.boot if gone else self.retry_install
         except OSError as why:
             log.limited("links", "cannot see neighbours why=\"%s\"", why)
+
+    def see_peers(self, now: Now) -> list[Effect]:
+        """Who came, who has gone, and what of ours somebody has taken away.  WireGuard does not tell."""
+        self.peers_at, self.peers_seen = now.boot + PEERS_S if self.config.guards else inf, now.boot
+        effects: list[Effect] = []
+        for dev, watch in self.node.grantor.guards.watches.items():
+            state = self.kernel.peers.look(dev)
+            if state is not watch.state or watch.missing:
+                effects += self.node.watched(dev, state, now)
+        self.doors.follow(self.config.guards, self.kernel.links)
+        lost = self.kernel.missed_peers(self.node.made)
+        self.node.wanted.changed |= lost
+        return [*effects, *self.repair(now)] if lost else effects
+
+    def meet(self, now: Now) -> list[list[Effect]]:
+        """WireGuard may know a stranger already; who asks cannot make us look often."""
+        if not self.config.guards or now.boot - self.peers_seen < PEERS_GAP_S:
+            return []
+        return [self.see_peers(now)]
+
+    def caller(self, dev: str, path: Path, now: Now) -> Peer | None:
+        """Whose address that is: WireGuard lets nobody else send from it.  None: of no grantee."""
+        guards, host = self.node.grantor.guards, parse_host(path.host)
+        if guards.holder(dev, host) is None:
+            self.perform(self.meet(now))
+        key = guards.holder(dev, host)
+        return self.node.grantor.peer_of(key) if key is not None else None
+
+    def let_in(self, peer: Peer, message: bytes, path: Path, now: Now) -> bytes:
+        """What is promised is written down before it is said; where that cannot be, it is not."""
+        reply, effects = through_door(self.node, peer, message, path, now)
+        self.perform([effects])
+        promised = {save.key for save in effects if isinstance(save, Save) and save.promise}
+        if promised and self.node.grantor.disk_full:
+            return door_refusal(UNAVAILABLE, "cannot write the lease file")
+        return reply
 
     def repair(self, now: Now) -> list[Effect]:
         """At once; where somebody takes it away again and again, once a second."""
@@ -8792,6 +9929,7 @@ class Daemon(Installer):
             self.hooks.expand(grantee, "stopped", now)
         effects = self.node.reconfigure(config, now)
         self.neighbours_at = now.boot
+        effects += self.see_peers(now)
         self.ports.follow(now)
         self.tell_lacking()
         self.routes_at = now.boot                                 # other ways matter now
@@ -8802,7 +9940,7 @@ class Daemon(Installer):
 
     def tell_lacking(self) -> None:
         """What of the configuration the system does not allow, or makes of no use."""
-        for line in (*lacking(self.config), *hindrances(self.config)):
+        for line in (*lacking(self.config), *hindrances(self.config), *closed_doors(self.config)):
             log.info("warning: %s", line)
 
     def tell_skipped(self) -> None:
@@ -8938,7 +10076,7 @@ def warnings(config: Config) -> Iterator[str]:
                 for pool in config.pools if pool.has_twins)
     yield from (f"warning: [pool {pool.name}] share: [ndp {ndp.dev}] does not answer for what a twin has leased"
                 for pool in config.pools for ndp in config.ndp if pool.has_twins and ndp.leased)
-    yield from (f"warning: {line}" for line in hindrances(config))
+    yield from (f"warning: {line}" for line in (*hindrances(config), *closed_doors(config)))
     asked = {contact.name: [line.prefix.length for line in contact.lines] for contact in config.contacts}
     yield from (f"warning: [pool {pool.name}] give: [grantor {pool.follows.name}] is asked for nothing that is larger"
                 for pool in config.pools if pool.follows and pool.follows.kind == "grantor"
@@ -8983,18 +10121,33 @@ def pubkey(_: Options) -> int:
     return 0
 
 
+def wg_peer_text(config: Config, public: str, guard: Guard | None) -> str:
+    """As wg-quick's files have it, and others that configure WireGuard."""
+    lines = ["[Peer]", f"PublicKey = {public}"]
+    if guard is None:
+        return "\n".join([*lines, "# ddpd adds its allowed IPs, and takes them away"])
+    own = [place.host for place in config.listen if place.host not in ("::", "0.0.0.0")]  # noqa: S104 - any address
+    place = HostPort(guard.endpoint.host or (own or [socket.gethostname()])[0],
+                     guard.endpoint.port or guard.port or WG_PORT)
+    lines += [f"Endpoint = {place}", f"AllowedIPs = {', '.join(map(str, guard.allowed))}"]
+    return "\n".join(lines + [f"PersistentKeepalive = {guard.keepalive_s}"] * bool(guard.keepalive_s))
+
+
 def introduce(options: Options) -> int:
     """The section that the other side has to paste."""
     config = load_config(options.file)
     public = show_key(keypair(load_secret(config, make=True)).public)
     host = socket.gethostname()
+    if "--wg" in options.flags:
+        say("\n\n".join(wg_peer_text(config, public, guard) for guard in config.guards or (None,)))
+        return 0
     if config.listen:
         own = [place for place in config.listen if place.host not in ("::", "0.0.0.0")]  # noqa: S104 - any address
         place = own[0] if own else HostPort(host, config.listen[0].port)
         pool = max(config.pools, key=lambda pool: pool.prefix.version, default=None)      # of IPv6, if there is one
         wanted = ("::/" if pool.prefix.version == 6 else "0.0.0.0/") + str(pool.give[0]) if pool else "::/64"
         say(f"; for those who ask this node\n[grantor {host}]\nkey     = {public}\n"
-            f"address = {f'[{place.host}]' if ':' in place.host else place.host}:{place.port}\nask     = {wanted}\n")
+            f"address = {place}\nask     = {wanted}\n")
     if config.contacts or not config.listen:
         say(f"; for those whom this node asks\n[grantee {host}]\nkey   = {public}\npools = POOL")
     return 0
@@ -9270,7 +10423,7 @@ COMMANDS: Final = {
     "check":     Command(check, "", "read the configuration, say what is wrong and where"),
     "genkey":    Command(genkey, "", "print a new private key"),
     "pubkey":    Command(pubkey, "< KEY", "print the public key of a private key"),
-    "introduce": Command(introduce, "", "print the section that the other side has to paste"),
+    "introduce": Command(introduce, "[--wg]", "print the section that the other side has to paste (or a [Peer])"),
     "ask":       Command(ask, "[GRANTOR] [--json|--env|--release] [--wait SECONDS]",
                          "ask once, print what was granted, or give it back"),
     "status":    Command(status, "[--json]", "pools, leases, counters of the running daemon"),
@@ -9303,7 +10456,7 @@ def parse_options(argv: list[str]) -> Options:
                 options.file = value
             else:
                 options.wait_s = float(whole(1, 3600)(value))
-        elif word in ("--json", "--env", "--release", "--force", "--undo", "-v", "-h", "--help", "--version"):
+        elif word in ("--json", "--env", "--release", "--force", "--undo", "--wg", "-v", "-h", "--help", "--version"):
             options.flags.add(word)
         elif word.startswith("-"):
             raise Fatal(f"no such option: {word} (--help lists them)")

@@ -293,6 +293,33 @@ class Host:
                           f"--dhcp-leasefile={self.name}.dnsmasq "
                           f"--dhcp-range=::,constructor:{dev},ra-only,64,1h")
 
+    # -- WireGuard ---------------------------------------------------------------------
+
+    def wireguard(self, dev: str, *peers: str, port: int = 51820, name: str = "") -> None:
+        """An interface made by hand, up, with the key of this host's name.
+
+        A peer is what `wg set` is told of it: "@leaf allowed-ips fd00::2/128 endpoint 192.0.2.1:51820".
+        """
+        key = self.folder / f"{self.name}.wg"
+        key.write_text(base64.b64encode(secret_of(name or self.name)).decode() + "\n")
+        key.chmod(0o600)
+        self.sh(f"wireguard-go {dev}")
+        self.sysctl({f"net/ipv6/conf/{dev}/addr_gen_mode": 1})           # as the kernel's own has it
+        self.sh(f"wg set {dev} private-key {key} listen-port {port}")
+        for peer in peers:
+            self.sh(with_keys(f"wg set {dev} peer {peer}"))
+        self.ip(f"link set dev {dev} up")
+
+    def end_tunnels(self) -> None:
+        """With its interface ends whoever carries its packets."""
+        for line in self.look("-o link show type tun").splitlines():
+            self.look(f"link del dev {line.split()[1].strip(':')}")
+
+    def allowed(self, dev: str) -> dict[str, list[str]]:
+        """What `wg` shows: allowed IPs by public key, in their order."""
+        rows = (line.split() for line in self.ask(f"wg show {dev} allowed-ips").stdout.splitlines())
+        return {row[0]: [word for word in row[1:] if word != "(none)"] for row in rows}
+
     # -- packets -----------------------------------------------------------------------
 
     def socket(self, family: int, kind: int = socket.SOCK_DGRAM, proto: int = 0) -> socket.socket:
@@ -405,6 +432,11 @@ def with_keys(config: str) -> str:
     return re.sub(r"@(\w+)", lambda found: public_of(found[1]), config)
 
 
+def wg_name(host: str) -> str:
+    """Of an interface: wireguard-go's sockets are those of the whole machine, whatever the namespace."""
+    return f"wg{os.getpid()}{host[:5]}"
+
+
 def family_of(address: str) -> int:
     return socket.AF_INET6 if ":" in address else socket.AF_INET
 
@@ -453,6 +485,7 @@ class Lab:
                 daemon.kill()
             for program in host.programs:
                 program.end(hard=True)
+            host.end_tunnels()
             for sock in host.sockets:
                 sock.close()
             subprocess.run([IP, "netns", "del", host.netns], check=False, capture_output=True)

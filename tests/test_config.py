@@ -179,6 +179,26 @@ BAD: list[tuple[str, str, str]] = [
     ("ndp", "ttl = forever", "f:3: [ndp eth0] ttl: an hour at most"),
     ("ndp", "allow = 2001:db8::1/64", "f:3: [ndp eth0] allow: 2001:db8::1/64 has host bits set"),
     ("ndp", "deny = all", "f:3: [ndp eth0] deny: 'all' is not an IP address"),
+    ("grantee", "was = OLD", "f:7: [grantee alice] was: not a key (44 characters of base64"),
+    ("wireguard", "pools = hom", "f:5: [wireguard wg0] pools: no pool named 'hom' (have: home)"),
+    ("wireguard", "limit = 0", "f:6: [wireguard wg0] limit: '0' is not a whole number from 1 to 256"),
+    ("wireguard", "lengths = /129", "f:6: [wireguard wg0] lengths: '/129' is not a length"),
+    ("wireguard", "total = all", "f:6: [wireguard wg0] total: 'all' is not an IP address"),
+    ("wireguard", "lifetime = 6h-1h", "f:6: [wireguard wg0] lifetime: '6h-1h' is empty"),
+    ("wireguard", "rate = 0/1s", "f:6: [wireguard wg0] rate: '0' is not a whole number"),
+    ("wireguard", "add_peers = 1", "f:6: [wireguard wg0] add_peers: '1' is neither yes nor no"),
+    ("wireguard", "listen = [::]:51820", "f:6: [wireguard wg0] listen: '[::]:51820' is not a whole number from 1"),
+    ("wireguard", "address = 10.9.0.1/24", "f:6: [wireguard wg0] address: wants `listen`: it is for an interface"),
+    ("wireguard", "address = 10.9.0/24", "f:6: [wireguard wg0] address: '10.9.0' is not an IP address"),
+    ("wireguard", "endpoint = a_b:51820", "f:6: [wireguard wg0] endpoint: 'a_b' is neither an address nor a host"),
+    ("wireguard", "endpoint = gateway", "f:6: [wireguard wg0] endpoint: 'gateway' is no endpoint (such as vpn."),
+    ("wireguard", "endpoint = :70000", "f:6: [wireguard wg0] endpoint: '70000' is not a whole number"),
+    ("wireguard", "allowed = everything", "f:6: [wireguard wg0] allowed: 'everything' is not an IP address"),
+    ("wireguard", "keepalive = 24h", "f:6: [wireguard wg0] keepalive: 65535s at most"),
+    ("wireguard", "dynamic = 970", "f:6: [wireguard wg0] dynamic: '970' is neither yes nor no"),
+    ("tunnel", "grantor = exit2", "f:6: [tunnel wg0] grantor: no [grantor exit2] (have: exit1)"),
+    ("tunnel", "routes = ::1/64", "f:7: [tunnel wg0] routes: ::1/64 has host bits set"),
+    ("tunnel", "mtu = 576", "f:7: [tunnel wg0] mtu: '576' is not a whole number from 1280 to 9000"),
     ("grantor", "suffix = 10.0.0.1", "f:5: [grantor exit1] suffix: '10.0.0.1' is no suffix (such as ::1)"),
 ]
 
@@ -186,7 +206,9 @@ BAD: list[tuple[str, str, str]] = [
 def spoilt(kind: str, row: str) -> str:
     """A good file in which one key has this value instead."""
     good = {"ddpd": "[ddpd]\n", "pool": POOL, "grantee": POOL + GRANTEE, "grantor": GRANTOR,
-            "ndp": "[ndp eth0]\nproxy = leased\n"}[kind]
+            "ndp": "[ndp eth0]\nproxy = leased\n",
+            "wireguard": f"{POOL}[wireguard wg0]\npools = home\n",
+            "tunnel": f"{GRANTOR}[tunnel wg0]\ngrantor = exit1\n"}[kind]
     key = row.split(" = ")[0].split(" =")[0]
     at = good.rfind(f"\n[{kind}") + 1
     head, section = good[:at], good[at:]

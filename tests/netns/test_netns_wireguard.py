@@ -1,0 +1,424 @@
+"""WireGuard made by ddpd: two files, two programs, and there is a tunnel with addresses and a routed prefix.
+
+    net ----------- hub ~~~~~~~~~~~~~~~~ leaf ------------- host
+    2001:db8:f::1   eth0 192.0.2.1       eth0 192.0.2.2     a computer on br-lan
+                    [wireguard]          [tunnel]
+"""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from ipaddress import IPv6Network
+from pathlib import Path
+
+import pytest
+
+from daemon import Daemon
+from lab import Host, Lab, busybox_path, changes, eventually, needs, public_of, wg_name
+
+pytestmark = needs("ip link add dev eth0 type veth && ip tuntap add dev tun0 mode tun && command -v wireguard-go wg")
+
+FAR = "2001:db8:f::1"
+HUB_WG, LEAF_WG = wg_name("hub"), wg_name("leaf")
+POOL = """
+[pool home]
+prefix   = 2001:db8:42::/48
+give     = /56 /128
+lifetime = {lifetime}
+[grantee leaf]
+key   = @leaf
+pools = home
+limit = 2
+"""
+HUB = POOL.format(lifetime="1h") + f"""
+[wireguard {HUB_WG}]
+pools     = home
+add_peers = yes
+address   = fd00:9::1/64
+"""
+LEAF = f"""
+[grantor hub]
+key     = @hub
+address = 192.0.2.1
+ask     = ::/56 on br-lan
+          ::/128 on {LEAF_WG}
+[tunnel {LEAF_WG}]
+grantor = hub
+routes  = fd00:9::/64
+"""
+FOREIGN = ("link add dev other0 type veth peer name other1", "addr add 2001:db8:98::1/64 dev other0",
+           "link set dev other0 up", "route add unreachable 2001:db8:97::/48 proto static",
+           "-6 rule add pref 22150 from 2001:db8:98::/64 lookup main")
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    with Lab("net", "hub*", "leaf*", "host") as lab:
+        lab.cable(f"net:eth0 {FAR}/64", "hub:net 2001:db8:f::2/64")
+        lab.cable("hub:eth0 192.0.2.1/24", "leaf:eth0 192.0.2.2/24")
+        lab.cable("leaf:lan", "host:eth0")
+        lab["leaf"].bridge("br-lan", "lan")
+        lab["net"].ip("route add 2001:db8:42::/48 via 2001:db8:f::2")
+        yield lab
+
+
+def settle_host(lab: Lab) -> str:
+    """The host takes an address of the LAN, and its router."""
+    net = IPv6Network(lab["leaf"].addresses("br-lan")[0], strict=False)
+    lab["host"].look("addr flush dev eth0 scope global")
+    lab["host"].look(f"addr add {net[9]}/64 dev eth0")
+    lab["host"].look(f"route replace default via {net[1]}")
+    return str(net[9])
+
+
+def is_bound(lab: Lab) -> bool:
+    return bool(lab["leaf"].addresses("br-lan")) and bool(lab["leaf"].addresses(LEAF_WG))
+
+
+def ours(host: Host, dev: str) -> list[str]:
+    """All of a kernel that tells of us, or of the tunnel."""
+    return [line for line in host.kernel() if " proto 221 " in f"{line} " or dev in line or " 2210" in line]
+
+
+# ==== the story =======================================================================
+
+
+def test_two_files_and_there_is_a_tunnel(lab: Lab) -> None:
+    """Nothing but keys and one address; within 3 s of the start packets cross, both ways, and nobody reads them."""
+    wire = lab["leaf"].record("eth0")
+    began = time.monotonic()
+    hub, leaf = lab["hub"].ddpd(HUB), lab["leaf"].ddpd(LEAF)
+    hub.start()
+    leaf.start()
+    leaf.eventually(lambda: is_bound(lab))
+    own = settle_host(lab)
+    eventually(lambda: lab["host"].reaches(FAR, own), 3, "out", every_s=0.01)
+    took_s = time.monotonic() - began
+    assert lab["net"].reaches(own), "and in"
+    assert lab["leaf"].reaches("fd00:9::1"), "`routes`, from an address of the tunnel's"
+    assert took_s < 3, took_s
+    words = b"not to be read by anybody"
+    with lab["host"].socket(socket.AF_INET6) as sock, lab["net"].socket(socket.AF_INET6) as far:
+        far.bind((FAR, 7777))
+        far.settimeout(2)
+        sock.sendto(words, (FAR, 7777))
+        assert far.recvfrom(99)[0] == words
+    frames = b"".join(wire.frames())
+    prefix = bytes.fromhex("20010db80042")
+    assert words not in frames and prefix not in frames and wire.datagrams(51820)
+    [leases] = [lab["hub"].allowed(HUB_WG)[public_of("leaf")]]
+    assert sorted(leases) == sorted(row["prefix"] for row in hub.status()["granted"])
+
+
+def test_what_was_made_goes_and_nothing_else(lab: Lab) -> None:
+    """Released, asked for anew, cleaned up: beside it there are things of others."""
+    for who in ("hub", "leaf"):
+        for line in FOREIGN:
+            lab[who].ip(line)
+    before = {who: lab[who].kernel() for who in ("hub", "leaf")}
+    hub, leaf = lab["hub"].ddpd(HUB).start(), lab["leaf"].ddpd(LEAF).start()
+    leaf.eventually(lambda: is_bound(lab))
+    held = {row["prefix"] for row in leaf.status()["held"]}
+    leaf.command("release")
+    leaf.eventually(lambda: lab["leaf"].kernel() == before["leaf"])
+    hub.eventually(lambda: lab["hub"].allowed(HUB_WG) == {})
+    leaf.command("renew")
+    leaf.eventually(lambda: is_bound(lab))
+    assert {row["prefix"] for row in leaf.status()["held"]} == held
+    for daemon in (hub, leaf):
+        daemon.stop()
+        assert daemon.command("clean").returncode == 0
+    eventually(lambda: {who: lab[who].kernel() for who in before} == before)
+    assert not list(Path("/run/wireguard").glob(f"*{os.getpid()}*")), "nobody carries packets any more"
+
+
+def test_a_restart_is_no_outage(lab: Lab) -> None:
+    """The tunnel of before goes on, with its process, port and peer, while both programs are away, and after."""
+    hub, leaf = lab["hub"].ddpd(HUB).start(), lab["leaf"].ddpd(LEAF).start()
+    leaf.eventually(lambda: is_bound(lab))
+    own = settle_host(lab)
+    eventually(lambda: lab["host"].reaches(FAR, own))
+    before = {who: (lab[who].kernel(), lab[who].sh(f"wg show {dev} listen-port"))
+              for who, dev in (("hub", HUB_WG), ("leaf", LEAF_WG))}
+    for end in (Daemon.stop, Daemon.kill):
+        end(hub), end(leaf)
+        assert lab["host"].reaches(FAR, own)
+        leaf.start()
+        time.sleep(0.5)
+        assert lab["host"].reaches(FAR, own), "while nobody answers"
+        hub.start()
+        leaf.eventually(lambda: leaf.status()["held"][0]["state"] == "bound")
+        assert lab["host"].reaches(FAR, own)
+        assert before == {who: (lab[who].kernel(), lab[who].sh(f"wg show {dev} listen-port"))
+                          for who, dev in (("hub", HUB_WG), ("leaf", LEAF_WG))}
+
+
+@pytest.mark.parametrize("who", ["hub", "leaf"])
+def test_an_interface_that_vanishes_comes_back(lab: Lab, who: str) -> None:
+    hub, leaf = lab["hub"].ddpd(HUB).start(), lab["leaf"].ddpd(LEAF).start()
+    leaf.eventually(lambda: is_bound(lab))
+    own = settle_host(lab)
+    dev, before = {"hub": HUB_WG, "leaf": LEAF_WG}[who], lab[who].kernel()
+    lab[who].ip(f"link del dev {dev}")
+    daemon = {"hub": hub, "leaf": leaf}[who]
+    daemon.eventually(lambda: lab[who].kernel() == before, 10)
+    leaf.command("renew")
+    eventually(lambda: lab["host"].reaches(FAR, own), 15)        # WireGuard's own patience is 5 s
+
+
+def test_an_interface_of_another_is_not_taken(lab: Lab) -> None:
+    lab["leaf"].wireguard(LEAF_WG, "@other allowed-ips fd00::/64", port=4444)
+    before = lab["leaf"].ask(f"wg showconf {LEAF_WG}").stdout
+    hub, leaf = lab["hub"].ddpd(HUB).start(), lab["leaf"].ddpd(LEAF).start()
+    leaf.eventually(lambda: "there is one that ddpd has not made" in leaf.log())
+    leaf.eventually(lambda: bool(lab["leaf"].addresses("br-lan")))
+    leaf.stop()
+    leaf.command("clean")
+    assert lab["leaf"].ask(f"wg showconf {LEAF_WG}").stdout == before
+    hub.stop()
+
+
+def test_with_busybox(lab: Lab) -> None:
+    path = busybox_path(lab.folder)
+    hub, leaf = lab["hub"].ddpd(HUB, path=path).start(), lab["leaf"].ddpd(LEAF, path=path).start()
+    leaf.eventually(lambda: is_bound(lab))
+    own = settle_host(lab)
+    eventually(lambda: lab["host"].reaches(FAR, own))
+    leaf.command("release")
+    leaf.eventually(lambda: not any(LEAF_WG in line for line in lab["leaf"].kernel()))
+    hub.stop()
+
+
+def test_asked_inside_of_the_tunnel_too(lab: Lab) -> None:
+    """By `address = IF`: when the way outside is closed, the way inside is found, and the lease goes on."""
+    config = HUB.replace("1h", "20s")
+    hub = lab["hub"].ddpd(config).start()
+    leaf = lab["leaf"].ddpd(LEAF.replace("192.0.2.1", f"192.0.2.1 {LEAF_WG}")).start()
+    leaf.eventually(lambda: is_bound(lab))
+    lab["hub"].nft("table inet shut { chain in { type filter hook input priority 0; "
+                   "iifname eth0 udp dport 3373 drop; }; }")
+    leaf.eventually(lambda: "fd00:9::1" in str(leaf.status()["grantors"][0]["at"]), 20)
+    eventually(lambda: min(row["valid"] for row in leaf.status()["held"]) > 15, 10)
+    told = lab["leaf"].sh(f"wg show {LEAF_WG} endpoints")
+    assert "192.0.2.1:51820" in told, "the tunnel does not lead through itself"
+    hub.stop()
+
+
+def test_an_endpoint_by_name_and_told_prefixes(lab: Lab) -> None:
+    """Names are looked up here; what is told is written as numbers, and nothing of it is a word of a command."""
+    config = HUB + "endpoint = vpn.test:4567\nallowed = 2001:db8::/32\nkeepalive = 7s\n"
+    config = config.replace("address   =", "listen    = 4567\naddress   =")
+    netns = Path(f"/etc/netns/{lab['leaf'].netns}")
+    netns.mkdir(parents=True)
+    try:
+        (netns / "hosts").write_text("127.0.0.1 localhost\n192.0.2.1 vpn.test\n")
+        lab["hub"].ddpd(config).start()
+        leaf = lab["leaf"].ddpd(LEAF).start()
+        leaf.eventually(lambda: is_bound(lab))
+        shown = lab["leaf"].sh(f"wg show {LEAF_WG} dump").splitlines()[1].split("\t")
+        assert shown[2:4] == ["192.0.2.1:4567", "2001:db8::/32"] and shown[7] == "7"
+    finally:
+        for file in netns.iterdir():
+            file.unlink()
+        netns.rmdir()
+
+
+def test_a_name_that_nobody_knows_makes_no_tunnel(lab: Lab) -> None:
+    lab["hub"].ddpd(HUB + "endpoint = nowhere.invalid:51820\n").start()
+    leaf = lab["leaf"].ddpd(LEAF).start()
+    leaf.eventually(lambda: bool(lab["leaf"].addresses("br-lan")))
+    assert LEAF_WG not in lab["leaf"].look("link show")
+
+
+# ==== the peers of an interface =======================================================
+
+
+@pytest.fixture
+def peers() -> Iterator[Lab]:
+    """A grantor with an interface made by hand, and one grantee that is a peer of it, made by hand too."""
+    with Lab("hub*", "leaf") as lab:
+        lab.cable("hub:eth0 192.0.2.1/24", "leaf:eth0 192.0.2.2/24")
+        lab["hub"].wireguard(HUB_WG, "@leaf allowed-ips fe80::7/128,10.1.0.0/16")
+        lab["leaf"].wireguard(LEAF_WG, "@hub allowed-ips ::/0 endpoint 192.0.2.1:51820")
+        lab["leaf"].ip(f"addr add fe80::7/128 dev {LEAF_WG}")
+        yield lab
+
+
+PEERS = f"""
+[pool home]
+prefix   = 2001:db8:42::/48
+give     = /56 /128
+lifetime = 1h
+[wireguard {HUB_WG}]
+pools = home
+"""
+ASKS = """
+[grantor hub]
+key     = @{hub}
+address = 192.0.2.1
+ask     = ::/56 on lo
+"""
+
+
+def test_peers_come_and_go(peers: Lab) -> None:
+    """One that is added may ask at once; one that is removed has nothing; a new key has what the old one had."""
+    own = ["fe80::7/128", "10.1.0.0/16"]
+    hub = peers["hub"].ddpd(PEERS).start()
+    leaf = peers["leaf"].ddpd(ASKS.format(hub="hub")).start()
+    leaf.eventually(lambda: bool(leaf.status()["held"]))
+    prefix = leaf.status()["held"][0]["prefix"]
+    eventually(lambda: peers["hub"].allowed(HUB_WG) == {public_of("leaf"): [*own, prefix]})
+
+    second = peers["leaf"].ddpd(ASKS.format(hub="hub").replace("on lo", ""), name="second")
+    asked = second.command("ask", "--json", "--wait", "1")
+    assert asked.returncode == 3, "a stranger"
+    peers["hub"].sh(f"wg set {HUB_WG} peer {public_of('second')}")
+    began = time.monotonic()
+    asked = second.command("ask", "--json", "--wait", "5")
+    assert asked.returncode == 0 and time.monotonic() - began < 2.5, asked.stderr
+    got = json.loads(asked.stdout)["grants"][0]["prefix"]
+    eventually(lambda: peers["hub"].allowed(HUB_WG)[public_of("second")] == [got])
+
+    peers["hub"].sh(f"wg set {HUB_WG} peer {public_of('second')} remove")
+    hub.eventually(lambda: got not in {row["prefix"] for row in hub.status()["granted"]}, 10)
+    assert second.command("ask", "--json", "--wait", "1").returncode == 3
+    assert not any(got in line for line in peers["hub"].routes())
+
+
+def test_a_key_that_is_changed(peers: Lab) -> None:
+    hub = peers["hub"].ddpd(PEERS).start()
+    leaf = peers["leaf"].ddpd(ASKS.format(hub="hub")).start()
+    leaf.eventually(lambda: bool(leaf.status()["held"]))
+    prefix = leaf.status()["held"][0]["prefix"]
+    leaf.stop()
+    peers["hub"].sh(f"wg set {HUB_WG} peer {public_of('leaf')} remove peer {public_of('new')} allowed-ips fe80::7/128")
+    new = f"\n[grantee leaf]\nkey = {public_of('new')}\nwas = {public_of('leaf')}\npools = home\n"
+    hub.config.write_text(hub.config.read_text() + new)
+    assert hub.command("reload").returncode == 0
+    hub.eventually(lambda: peers["hub"].allowed(HUB_WG) == {public_of("new"): ["fe80::7/128", prefix]})
+    from lab import secret_of
+    leaf.write_key(secret_of("new"))
+    leaf.start()
+    leaf.eventually(lambda: [row["state"] for row in leaf.status()["held"]] == ["bound"])
+    assert leaf.status()["held"][0]["prefix"] == prefix
+
+
+def test_introductions(peers: Lab) -> None:
+    """`introduce --wg` is what wg-quick and `wg addconf` take."""
+    hub = peers["hub"].ddpd(PEERS + "endpoint = 192.0.2.1:51820\nallowed = fd00::/8\n")
+    leaf = peers["leaf"].ddpd(ASKS.format(hub="hub"))
+    said = hub.command("introduce", "--wg").stdout
+    assert said == (f"[Peer]\nPublicKey = {public_of('hub')}\nEndpoint = 192.0.2.1:51820\nAllowedIPs = fd00::/8\n"
+                    "PersistentKeepalive = 25\n")
+    peers["leaf"].sh(f"wg set {LEAF_WG} peer {public_of('hub')} remove")
+    peers["leaf"].sh(f"wg addconf {LEAF_WG} /dev/stdin", stdin=said)
+    assert peers["leaf"].allowed(LEAF_WG) == {public_of("hub"): ["fd00::/8"]}
+    said = leaf.command("introduce", "--wg").stdout
+    peers["hub"].sh(f"wg set {HUB_WG} peer {public_of('leaf')} remove")
+    peers["hub"].sh(f"wg addconf {HUB_WG} /dev/stdin", stdin=said)
+    assert peers["hub"].allowed(HUB_WG) == {public_of("leaf"): []}
+
+
+def test_secrets_stay_secret(lab: Lab) -> None:
+    """Neither in an argument, nor in a log, nor in a file that others may read."""
+    spy = lab.folder / "spy"
+    spy.mkdir()
+    for program in ("wg", "ip"):
+        where = subprocess.run(["which", program], capture_output=True, text=True, check=True).stdout.strip()
+        (spy / program).write_text(f'#!/bin/sh\necho "{program} $*" >>{lab.folder}/said\nexec {where} "$@"\n')
+        (spy / program).chmod(0o755)
+    hub, leaf = lab["hub"].ddpd(HUB, path=str(spy)).start(), lab["leaf"].ddpd(LEAF, path=str(spy)).start()
+    leaf.eventually(lambda: is_bound(lab))
+    said = (lab.folder / "said").read_text() + hub.log() + leaf.log() + leaf.command("show", "hub").stdout
+    for daemon in (hub, leaf):
+        assert (daemon.dir / "key").read_text().strip() not in said
+        assert f"private-key {daemon.dir / 'key'}" in said
+    assert re.search(r"wg addconf \S+ /dev/stdin\n", said)
+
+
+# ==== killed ==========================================================================
+
+
+KILL_AT = """#!/bin/sh
+# Counts the commands of one program; at the n-th its parent is killed, before or after it has been carried out.
+n=$(($(cat {folder}/count) + 1))
+echo $n >{folder}/count
+[ "$n $WHEN" != "$KILL_AT before" ] || {{ kill -9 $PPID; exit 1; }}
+{where} "$@"
+code=$?
+[ "$n $WHEN" != "$KILL_AT after" ] || kill -9 $PPID
+exit $code
+"""
+
+
+def killing(folder: Path) -> str:
+    spy = folder / "kill"
+    spy.mkdir()
+    for program in ("wg", "ip", "wireguard-go"):
+        where = subprocess.run(["which", program], capture_output=True, text=True, check=True).stdout.strip()
+        (spy / program).write_text(KILL_AT.format(folder=folder, where=where))
+        (spy / program).chmod(0o755)
+    return str(spy)
+
+
+def run_killed(daemon: Daemon, folder: Path, at: int, when: str, until: Callable[[], bool], within_s: float) -> bool:
+    """Start it, to be killed at its n-th command; was it?"""
+    (folder / "count").write_text("0")
+    daemon.env = {**daemon.env, "KILL_AT": str(at), "WHEN": when}
+    with daemon.logfile.open("ab") as log:
+        daemon.process = subprocess.Popen(daemon.argv(), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                                          env=daemon.env)
+    end = time.monotonic() + within_s
+    while time.monotonic() < end and daemon.running() and not until():
+        time.sleep(0.01)
+    killed = not daemon.running()
+    daemon.kill()
+    return killed
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("who", ["hub", "leaf"])
+def test_killed_at_every_command(lab: Lab, who: str, when: str) -> None:
+    """From nothing to a tunnel, killed at the first command, at the second, ...: the next start brings it about."""
+    path = killing(lab.folder)
+    hub = lab["hub"].ddpd(HUB, path=path if who == "hub" else "")
+    leaf = lab["leaf"].ddpd(LEAF, path=path if who == "leaf" else "")
+    for line in FOREIGN:
+        lab[who].ip(line)
+    nothing = lab[who].kernel()
+    victim, other = (hub, leaf) if who == "hub" else (leaf, hub)
+    (lab.folder / "count").write_text("0")
+    other.start()
+    victim.start()
+    victim.eventually(lambda: is_bound(lab))
+    eventually(lambda: len(lab["hub"].allowed(HUB_WG).get(public_of("leaf"), ())) == 2)
+    dev, at, killed = HUB_WG if who == "hub" else LEAF_WG, 0, True
+    all_of_it = ours(lab[who], dev)
+    while killed and at < 60:
+        victim.kill()
+        victim.command("clean")
+        eventually(lambda: lab[who].kernel() == nothing, what=f"killed at {at}: clean")
+        at += 1
+        if who == "hub":
+            leaf.command("renew")
+
+        def is_there() -> bool:
+            return ours(lab[who], dev) == all_of_it
+
+        killed = run_killed(victim, lab.folder, at, when, is_there, 8)
+        victim.env["KILL_AT"] = "0"
+        victim.start()
+        leaf.command("renew")                                     # two crashes in a row end what nobody has renewed
+        try:
+            victim.eventually(is_there, 8)
+        except AssertionError:
+            print(f"killed {when} command {at}:", *changes(all_of_it, ours(lab[who], dev)), sep="\n")
+            raise
+        allowed = lab["hub"].allowed(HUB_WG)[public_of("leaf")]
+        assert sorted(allowed) == sorted(row["prefix"] for row in (hub if who == "hub" else leaf).status()[
+            "granted" if who == "hub" else "held"])
+    assert at > 6, "it needs more commands than that"
