@@ -2,9 +2,11 @@
 
 Five hosts, made of network namespaces of this machine; nothing outside them is touched:
 
-    internet ------ provider ------- vps ======== home ------- host
-                  the /64 is      grantor,  tun  grantee     a computer
-                  on this link    [ndp eth0]
+    internet ------ provider ------- vps
+       |          the /64 is      grantor     WireGuard, made
+       |          on this link       ||       from two files
+       +------------ home ===========++
+       IPv4 only    grantee ------- host, a computer
 
     python tests/demo_vps.py        root, or anybody whom the kernel lets make namespaces and tunnels
 
@@ -20,16 +22,21 @@ from ipaddress import IPv6Network
 
 from demo import FAR, WORDS, Story, Told, ddpd, echo, line, main, run_ddpd, say, show, write_configs
 from frames import SOLICITATION, neighbours
-from lab import Lab, LabError, Recorder
-from tunnel import tunnel
+from lab import Lab, LabError, Recorder, wg_name
 
-NAMES = ("internet", "provider*", "vps*", "home*", "host")
+NAMES = ("internet*", "provider*", "vps*", "home*", "host")
+VPS_WG, HOME_WG = wg_name("vps"), wg_name("home")
 PICTURE = """
-    internet ------ provider -------------- vps ======== home ------- host
- 2001:db8:ffff::1   a router, with    grantor, and      grantee      a computer with
-                    a /64 on its      answers for       asks for     an address of
-                    link: no route    what is leased    /80, /128    the /80
-            2001:db8:77:1::1/64       2001:db8:77:1::2
+    internet ------------- provider -------------------- vps
+ 2001:db8:ffff::1        a router, with             203.0.113.2, grantor,
+       |                 a /64 on its link:         answers for what is leased
+       |                 no route                   2001:db8:77:1::2
+       |                                                 .
+       +------------------ home  . . . . . . . . . . . . .  no tunnel yet
+                  198.51.100.2, no IPv6
+                           grantee: asks for a /80 and a /128
+                             |
+                           host, a computer
 """
 
 VPS = """\
@@ -47,7 +54,11 @@ give    = /80 /128
 key   = {home}
 pools = rented
 limit = 2
-"""
+
+[wireguard VPS_WG]
+pools     = rented
+add_peers = yes
+""".replace("VPS_WG", VPS_WG)
 
 NDP = """
 [ndp eth0]
@@ -62,21 +73,24 @@ control = home.sock
 
 [grantor vps]
 key     = {vps}
-address = fd77::1
+address = 203.0.113.2
 ask     = ::/80 on br-lan
-          ::/128 on lo
-default = dev tun0
-"""
+          ::/128 on HOME_WG
+
+[tunnel HOME_WG]
+grantor = vps
+""".replace("HOME_WG", HOME_WG)
 
 
 def build(lab: Lab) -> None:
-    lab.cable("internet:eth0 2001:db8:ffff::1/64", "provider:up 2001:db8:ffff::2/64")
-    lab.cable("provider:lan 2001:db8:77:1::1/64",  "vps:eth0 2001:db8:77:1::2/64")
-    lab.cable("home:lan",                          "host:eth0")
-    tunnel(lab, "vps:tun0 fd77::1/64", "home:tun0 fd77::2/64")
+    lab.cable("internet:eth0 2001:db8:ffff::1/64 192.0.2.1/24",    "provider:up 2001:db8:ffff::2/64 192.0.2.2/24")
+    lab.cable("provider:lan 2001:db8:77:1::1/64 203.0.113.1/24",   "vps:eth0 2001:db8:77:1::2/64 203.0.113.2/24")
+    lab.cable("internet:home 198.51.100.1/24",                     "home:wan 198.51.100.2/24")
+    lab.cable("home:lan",                                          "host:eth0")
     lab["home"].bridge("br-lan", "lan")
-    lab["internet"].ip("route add default via 2001:db8:ffff::2")
-    lab["vps"].ip("route add default via 2001:db8:77:1::1")
+    for who, gateway in ("internet", "192.0.2.2"), ("provider", "192.0.2.1"), ("vps", "203.0.113.1"), \
+            ("home", "198.51.100.1"), ("internet", "2001:db8:ffff::2"), ("vps", "2001:db8:77:1::1"):
+        lab[who].ip(f"route add default via {gateway}")
 
 
 # ==== what is seen on the link ========================================================
@@ -124,12 +138,14 @@ def tell(lab: Lab) -> None:
     write_configs(lab, vps=VPS, home=HOME)
     wire = lab["provider"].record("lan")
     told = Logs(wire)
-    say("The grantor starts on vps, the grantee on home.  They talk through the tunnel.")
+    say("The grantor starts on vps, the grantee on home.  It asks over IPv4, and what it hears makes the tunnel.")
     told.follow("vps", run_ddpd(lab["vps"]))
     told.until(lambda: (lab.folder / "vps.sock").exists(), "the grantor starts")
     told.follow("home", run_ddpd(lab["home"]))
     single, inside = settle(lab, told)
-    say("vps routes what it has leased through the tunnel; home has it on its LAN, and uses vps as its way out.")
+    say("Now there is a tunnel, by WireGuard.  Nobody has written down a key for it, nor an address:")
+    show(f"home# wg show {HOME_WG}\n" + lab["home"].ask(f"wg show {HOME_WG}").stdout.rstrip())
+    say("vps routes what it has leased into it; home has it on its LAN, and uses vps as its way out.")
     show("vps# ip -6 route show proto 221\n" + "\n".join(lab["vps"].routes()))
     show("home# ip -6 route show proto 221\n" + "\n".join(lab["home"].routes()))
     say("But the provider's router looks for these addresses on its own link, and there nobody has them:")
@@ -145,7 +161,7 @@ def tell(lab: Lab) -> None:
     hello(lab, "vps", "2001:db8:77:1::2", wire)
     say("`ddpd.py release` on home gives it all back; who asks for it hears nothing more.")
     ddpd(lab, "release", "-c", "home.conf")
-    told.until(lambda: not lab["home"].addresses("lo"), "it is given back")
+    told.until(lambda: not lab["home"].addresses(HOME_WG), "it is given back")
     probe(lab, single, wire)
     say("`ddpd.py renew` gets the same again, and the last packet comes back.")
     ddpd(lab, "renew", "-c", "home.conf")
@@ -157,12 +173,12 @@ def tell(lab: Lab) -> None:
 
 def settle(lab: Lab, told: Told) -> tuple[str, str]:
     """Wait for both leases; home's own address, and that of the host, which takes one of the /80."""
-    told.until(lambda: lab["home"].addresses("br-lan") and lab["home"].addresses("lo"), "home has its prefixes")
+    told.until(lambda: lab["home"].addresses("br-lan") and lab["home"].addresses(HOME_WG), "home has its prefixes")
     net = IPv6Network(lab["home"].addresses("br-lan")[0], strict=False)
     lab["host"].look("addr flush dev eth0 scope global")
     lab["host"].look(f"addr add {net[2]}/80 dev eth0")
     lab["host"].look(f"route replace default via {net[1]}")
-    return lab["home"].addresses("lo")[0].split("/")[0], str(net[2])
+    return lab["home"].addresses(HOME_WG)[0].split("/")[0], str(net[2])
 
 
 def probe(lab: Lab, address: str, wire: Recorder) -> None:
@@ -177,7 +193,7 @@ def probe(lab: Lab, address: str, wire: Recorder) -> None:
 
 
 def missing() -> list[str]:
-    return [] if shutil.which("ip") else ["ip"]
+    return [name for name in ("ip", "wg", "wireguard-go") if not shutil.which(name)]
 
 
 if __name__ == "__main__":

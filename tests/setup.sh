@@ -27,8 +27,8 @@ PROGRAMS='
   ndppd        ndppd                test bench
   npd6         npd6                 test bench
   taskset      util-linux           bench
-  wg           wireguard-tools      test
-  wireguard-go wireguard-go         test
+  wg           wireguard-tools      demo test bench
+  wireguard-go wireguard-go         demo test bench
   busybox      busybox              test bench
   nft          nftables             test bench
   tcpdump      tcpdump              test

@@ -7,10 +7,12 @@
 
 import json
 import os
+import random
 import re
 import socket
 import subprocess
 import time
+from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator
 from ipaddress import IPv6Network
 from pathlib import Path
@@ -18,7 +20,8 @@ from pathlib import Path
 import pytest
 
 from daemon import Daemon
-from lab import Host, Lab, busybox_path, changes, eventually, needs, public_of, wg_name
+from lab import Host, Lab, busybox_path, changes, eventually, needs, public_of, secret_of, wg_name
+from peer import GranteePeer, Want
 
 pytestmark = needs("ip link add dev eth0 type veth && ip tuntap add dev tun0 mode tun && command -v wireguard-go wg")
 
@@ -300,7 +303,6 @@ def test_a_key_that_is_changed(peers: Lab) -> None:
     hub.config.write_text(hub.config.read_text() + new)
     assert hub.command("reload").returncode == 0
     hub.eventually(lambda: peers["hub"].allowed(HUB_WG) == {public_of("new"): ["fe80::7/128", prefix]})
-    from lab import secret_of
     leaf.write_key(secret_of("new"))
     leaf.start()
     leaf.eventually(lambda: [row["state"] for row in leaf.status()["held"]] == ["bound"])
@@ -422,3 +424,110 @@ def test_killed_at_every_command(lab: Lab, who: str, when: str) -> None:
         assert sorted(allowed) == sorted(row["prefix"] for row in (hub if who == "hub" else leaf).status()[
             "granted" if who == "hub" else "held"])
     assert at > 6, "it needs more commands than that"
+
+
+# ==== whoever writes there ============================================================
+
+STEPS, SEED = 100, int(os.environ.get("DDPD_SEED", "970"))
+TEN = tuple(f"peer{n}" for n in range(10))
+BY_HAND = ("::/0", "0.0.0.0/0", "2001:db8:42:8000::/50", "2001:db8:42:1200::/56", "2001:db8:42:1300::/64",
+           "10.1.0.0/16", "2001:db8:42:1400::7/128", "fd00:1::/64", "fd00:1::1/128", "fe80::77/128", "192.0.2.77/32", "10.9.0.0/25")
+
+
+class Crowd:
+    """Ten peers of an interface, with entries of every kind; what is whose is written down here."""
+
+    def __init__(self, lab: Lab, hub: Daemon) -> None:
+        self.lab, self.hub, self.dice = lab, hub, random.Random(SEED)
+        self.askers = {name: GranteePeer(secret_of(name), b64decode(public_of("hub"))) for name in TEN}
+        self.foreign: dict[str, list[str]] = {name: [] for name in TEN}
+
+    def listed(self) -> dict[str, list[str]]:
+        allowed = self.lab["hub"].allowed(HUB_WG)
+        return {name: allowed[public_of(name)] for name in TEN if public_of(name) in allowed}
+
+    def leased(self) -> dict[str, list[str]]:
+        rows = self.hub.status()["granted"]
+        return {name: sorted(row["prefix"] for row in rows if row["key"] == public_of(name)) for name in TEN}
+
+    def is_right(self) -> bool:
+        listed, leased = self.listed(), self.leased()
+        return all([entry for entry in listed[name] if entry in self.foreign[name]] == self.foreign[name]
+                   and sorted({*self.foreign[name], *leased[name]}) == sorted(listed[name]) for name in listed)
+
+    # -- what happens ------------------------------------------------------------------
+
+    def ask(self, name: str) -> None:
+        want = self.dice.choice(("::/56", "::/60", "::/64", "::/128"))
+        self.tell(self.askers[name].ask([Want(self.dice.randrange(2), want)]))
+
+    def release(self, name: str) -> None:
+        self.tell(self.askers[name].ask([], [0, 1]))
+
+    def tell(self, datagram: bytes) -> None:
+        with self.lab["leaf"].socket(socket.AF_INET) as sock:
+            sock.settimeout(1)
+            sock.sendto(datagram, ("192.0.2.1", 3373))
+            try:
+                sock.recv(2048)
+            except TimeoutError:                                  # no peer at this moment
+                pass
+
+    def write(self, name: str) -> None:
+        """`wg` moves an entry from whom it was of, silently."""
+        entry, listed = self.dice.choice(BY_HAND), self.listed()
+        if name not in listed or entry in listed[name]:
+            return
+        at = self.dice.randrange(len(listed[name]) + 1)
+        allowed = [*listed[name][:at], entry, *listed[name][at:]]
+        for other in TEN:
+            self.foreign[other] = [old for old in self.foreign[other] if old != entry]
+        self.foreign[name] = [old for old in allowed if old in (*self.foreign[name], entry)]
+        self.lab["hub"].sh(f"wg set {HUB_WG} peer {public_of(name)} allowed-ips {','.join(allowed)}")
+        self.hub.command("reload")
+
+    def strike(self, name: str) -> None:
+        """One of theirs, or one of ours, which then comes back."""
+        listed = self.listed().get(name, [])
+        if listed:
+            entry = self.dice.choice(listed)
+            rest = [old for old in listed if old != entry]
+            self.foreign[name] = [old for old in self.foreign[name] if old != entry]
+            self.lab["hub"].sh(f"wg set {HUB_WG} peer {public_of(name)} allowed-ips '{','.join(rest)}'")
+            self.hub.command("reload")
+
+    def come_or_go(self, name: str) -> None:
+        is_there = name in self.listed()
+        self.lab["hub"].sh(f"wg set {HUB_WG} peer {public_of(name)}" + " remove" * is_there)
+        self.foreign[name] = []
+        for _ in range(2):
+            self.hub.command("reload")
+
+    def crash(self, _: str) -> None:
+        self.hub.kill()
+        self.hub.start()
+
+
+def test_a_hundred_random_steps(peers: Lab) -> None:
+    """After each of them what others wrote is as they wrote it, in their order, and ours are exactly the leases."""
+    lab = peers
+    lab["hub"].sh(f"wg set {HUB_WG} peer {public_of('leaf')} remove")
+    hub = lab["hub"].ddpd(PEERS + "limit = 2\nrate = 1000/1s\n").start()
+    crowd = Crowd(lab, hub)
+    for name in TEN[:7]:
+        crowd.come_or_go(name)
+        crowd.write(name)
+    psk = lab.folder / "psk"
+    psk.write_text(b64encode(bytes([7]) * 32).decode())
+    lab["hub"].sh(f"wg set {HUB_WG} peer {public_of(TEN[0])} preshared-key {psk} endpoint 192.0.2.2:7 "
+                  "persistent-keepalive 9")
+    steps = [crowd.ask] * 5 + [crowd.release, crowd.write, crowd.write, crowd.strike, crowd.come_or_go, crowd.crash]
+    for n in range(STEPS):
+        step, name = crowd.dice.choice(steps), crowd.dice.choice(TEN[1:] if n % 2 else TEN[:1] + TEN[1:4])
+        if step != crowd.come_or_go or name != TEN[0]:
+            print(f"[{n}] {step.__name__} {name}")
+            step(name)
+            eventually(crowd.is_right, 8, f"step {n}: {crowd.listed()} {crowd.leased()} {crowd.foreign}")
+    rows = [row.split("\t") for row in lab["hub"].sh(f"wg show {HUB_WG} dump").splitlines()]
+    [row] = [row for row in rows if row[0] == public_of(TEN[0])]
+    assert (row[1], row[2], row[7]) == (psk.read_text(), "192.0.2.2:7", "9"), "all else stays too"
