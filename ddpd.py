@@ -76,6 +76,7 @@ PORT:     Final = 3373
 PROTOCOL: Final = 1                    # version on the wire
 FOREVER:  Final = 0xFFFFFFFF           # a lifetime without end
 WG_PORT:  Final = 51820
+FOUND_S:  Final = 15.0                   # seconds in which what was found on a tunnel has to be confirmed
 DOOR:     Final = 970                    # wg-dynamic's, of TCP
 MARK:     Final = 221                  # our routes' protocol; their metric, our rules' preference: 100 times it
 
@@ -5317,6 +5318,19 @@ class Grantee:
         return [own.network(64 if own.version == 6 and held.prefix.length <= 64 else held.prefix.length)
                 for own in found if own is not None]
 
+    def assume(self, found: Iterable[Address], now: Now) -> list[Address]:
+        """Addresses found where ours would be, and nothing is on file: they are held until somebody says so, or not."""
+        taken = []
+        for n, line in enumerate(self.contact.lines):
+            fitting = [thing for thing in found if thing.address.shape == line.prefix.shape and thing not in taken
+                       and [lan.dev for lan in line.lans] == [thing.dev]]
+            if fitting:
+                slot, until = self.slots[slot_name(self.contact.lines, n)], now.boot + FOUND_S
+                self.held.append(Held(slot, fitting[0].address, bytes(TICKET_LEN), until, until, provisional=True,
+                                      lans=line.lans))
+                taken.append(fitting[0])
+        return taken
+
     def settle(self, now: Now, event: str) -> list[Effect]:
         """After a change: what has to be written, installed and told."""
         effects = self.expire(now)
@@ -6763,6 +6777,18 @@ class Node(Roles):
         left = self.grantor.recovering_until - now.boot
         if left > 0:
             yield {"kind": "recovering", "left": seconds(left)}
+
+    def assume(self, grantor: str, dev: str, now: Now) -> list[Effect]:
+        """With no lease file: what is on the tunnel to a grantor is taken for what that gave (as wg-dynamic does)."""
+        grantee = self.grantees[grantor]
+        self.numbered += grantee.number({})
+        found = [Address(dev, own) for index, own in self.links.addresses
+                 if self.links.names.get(index) == dev and own.is_address and not is_nobodys(own)]
+        taken = grantee.assume(found, now)
+        self.made |= {thing_key(thing): thing for thing in taken}
+        return [effect for thing in taken for effect in (
+            Save(key_of(made_record(thing)), made_record(thing)),
+            Note(f"found grantor={grantor} prefix={thing.address} to_be_confirmed_in={FOUND_S:g}"))]
 
     def start(self, now: Now) -> list[Effect]:
         for grantee in self.grantees.values():
@@ -9486,7 +9512,7 @@ class Daemon(Installer):
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        self.marked = False
+        self.marked = self.is_new = False                         # something was granted; there was no lease file
         self.lost: dict[Subnet, float] = {}                       # announced before: until when that is said
         self.aims: dict[str, Path | None] = {}                    # to where the ways were looked at ...
         self.routes_at = inf                                      # ... and when to look again: others' routes changed
@@ -9521,10 +9547,11 @@ class Daemon(Installer):
         self.kernel.look_at_all(self.node.made)
         self.node.adopt(self.kernel.installed.values())
         seen = self.see_links()
+        found = self.see_tunnels(now) if self.is_new and self.config.contacts else []
         self.ports.follow(now)
         self.tell_lacking()
         self.node.wanted.changed |= self.kernel.installed.keys() | self.node.wanted.things.keys()
-        self.perform([self.node.start(now), seen])
+        self.perform([found, self.node.start(now), seen])
         self.perform([self.see_peers(now)])                       # of interfaces that may have been made just now
         self.tell_skipped()
         log.info("started version=%s key=%s listen=%s", VERSION, show_key(self.node.s.public),
@@ -9533,6 +9560,7 @@ class Daemon(Installer):
     def restore(self, now: Now) -> None:
         """Take up what is on file; what is lost or damaged makes a grantor careful."""
         read = self.store.read()
+        self.is_new = read is None
         self.marked = has_granted(self.config)
         if read is None and self.marked:
             log.info("recovering file=%s why=lost (remove %s.granted to end it)", self.store.path, self.config.key)
@@ -9785,6 +9813,17 @@ class Daemon(Installer):
         lost = self.kernel.missed_peers(self.node.made)
         self.node.wanted.changed |= lost
         return [*effects, *self.repair(now)] if lost else effects
+
+    def see_tunnels(self, now: Now) -> list[Effect]:
+        """Of the interfaces on which addresses are wanted: those on which their grantor is a peer."""
+        try:
+            tunnels = wg("show", "interfaces").split()
+        except OSError:                                           # no `wg`, no tunnels
+            return []
+        devs = {(contact, lan.dev) for contact in self.config.contacts for line in contact.lines
+                for lan in line.lans if line.prefix.is_address and contact.install and lan.dev in tunnels}
+        return [effect for contact, dev in devs if (state := self.kernel.peers.look(dev)) is not None
+                and contact.key in state.peers for effect in self.node.assume(contact.name, dev, now)]
 
     def meet(self, now: Now) -> list[list[Effect]]:
         """WireGuard may know a stranger already; who asks cannot make us look often."""

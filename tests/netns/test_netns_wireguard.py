@@ -11,6 +11,7 @@ import random
 import re
 import socket
 import subprocess
+import sys
 import time
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator
@@ -309,6 +310,83 @@ def test_a_key_that_is_changed(peers: Lab) -> None:
     assert leaf.status()["held"][0]["prefix"] == prefix
 
 
+def test_addresses_found_at_the_first_start(peers: Lab) -> None:
+    """With no lease file, what is on the tunnel is held for 15 s: it is confirmed, or goes."""
+    asks = ASKS.format(hub="hub").replace("::/56 on lo", f"::/128 on {LEAF_WG}")
+    hub = peers["hub"].ddpd(PEERS).start()
+    leaf = peers["leaf"].ddpd(asks).start()
+    leaf.eventually(lambda: bool(peers["leaf"].addresses(LEAF_WG)))
+    [own] = peers["leaf"].addresses(LEAF_WG)
+    leaf.kill()
+    (leaf.dir / "leases.json").unlink()                           # its record is lost, its address still there
+    leaf.start()
+    leaf.eventually(lambda: [row["valid"] > 60 for row in leaf.status()["held"]] == [True])
+    assert peers["leaf"].addresses(LEAF_WG) == [own] and hub.status()["granted"][0]["prefix"] == own
+    leaf.stop()
+    leaf.command("clean")
+    (leaf.dir / "leases.json").unlink()
+    peers["leaf"].ip(f"addr add 2001:db8:42::7/128 dev {LEAF_WG}")
+    peers["leaf"].ip(f"addr add 2001:db8:43::7/64 dev {LEAF_WG}")
+    leaf.start()
+    leaf.eventually(lambda: own in peers["leaf"].addresses(LEAF_WG))
+    assert "2001:db8:42::7/128" in peers["leaf"].addresses(LEAF_WG)
+    leaf.eventually(lambda: {*peers["leaf"].addresses(LEAF_WG)} == {"2001:db8:43::7/64", own}, 18)
+
+
+README = Path(__file__).resolve().parents[2] / "README.md"
+
+
+def printed(begin: str) -> str:
+    """The block of the README that begins so, with the keys, and the interface, of here."""
+    blocks = re.findall(r"(?ms)^```[a-z]*\n(.*?)^```", README.read_text())
+    block: str
+    [block] = [block for block in blocks if block.startswith(begin)]
+    for there, here in (("AvRrA7O4QhBqvpkZGJOBiVEkvWMTRq5kP4EMIcPJ7H4=", public_of("leaf")),
+                        ("5Pz6YYy4WuOEnLQDDjYOTKO+Y7z3XKmkfnmMmUrDL0U=", public_of("hub")),
+                        ("KIYmxqiBZzbIV+uQ1xbKTkL2UhKSiHhdtRfR1Ny9PHE=", b64encode(secret_of("leaf")).decode())):
+        block = block.replace(there, here)
+    return block
+
+
+@pytest.fixture
+def readme() -> Iterator[Lab]:
+    with Lab("hub*", "leaf*") as lab:
+        lab.cable("hub:eth0 203.0.113.1/24", "leaf:eth0 203.0.113.2/24")
+        lab["leaf"].bridge("br-lan")
+        lab["hub"].address("lo", "2001:db8:42:ffff::1/128")
+        yield lab
+
+
+def test_the_readme_s_two_files(readme: Lab) -> None:
+    readme["hub"].ddpd(printed("; /etc/ddpd.conf on the hub").replace("wg0", HUB_WG)).start()
+    leaf = readme["leaf"].ddpd(printed("; /etc/ddpd.conf at alice's").replace("wg0", LEAF_WG)).start()
+    leaf.eventually(lambda: len(readme["leaf"].addresses("br-lan")) == 1 == len(readme["leaf"].addresses(LEAF_WG)))
+    own = readme["leaf"].addresses("br-lan")[0].split("/")[0]
+    eventually(lambda: readme["leaf"].reaches("fd00:9::1", own))
+
+
+def test_the_readme_s_wg_quick(readme: Lab) -> None:
+    """It asks before there is an interface, and has an address when there is one."""
+    hub = readme["hub"].ddpd(printed("; /etc/ddpd.conf on the hub").replace("wg0", HUB_WG)).start()
+    leaf = readme["leaf"].ddpd(printed("; /etc/ddpd.conf at alice's").replace("wg0", LEAF_WG))
+    tools = readme.folder / "tools"
+    tools.mkdir()
+    (tools / "ddpd").write_text(f'#!/bin/sh\nexec {sys.executable} {leaf.program} "$@"\n')
+    (tools / "ddpd").chmod(0o755)
+    conf = readme.folder / f"{LEAF_WG}.conf"
+    text = printed("# /etc/wireguard/wg0.conf at alice's").replace("/etc/ddpd.conf", str(leaf.config))
+    conf.write_text(text.replace("/run/", f"{readme.folder}/"))
+    conf.chmod(0o600)
+    readme["leaf"].sh(f"env PATH={tools}:{os.environ['PATH']} wg-quick up {conf}")
+    try:
+        own = {address.split("/")[0] for address in readme["leaf"].addresses(LEAF_WG)}
+        assert own & {row["prefix"].split("/")[0] for row in hub.status()["granted"]}
+        eventually(lambda: readme["leaf"].reaches("2001:db8:42:ffff::1", own.copy().pop()))
+        assert readme["leaf"].reaches("fd00:9::1")
+    finally:
+        readme["leaf"].sh(f"wg-quick down {conf}")
+
+
 def test_introductions(peers: Lab) -> None:
     """`introduce --wg` is what wg-quick and `wg addconf` take."""
     hub = peers["hub"].ddpd(PEERS + "endpoint = 192.0.2.1:51820\nallowed = fd00::/8\n")
@@ -431,7 +509,8 @@ def test_killed_at_every_command(lab: Lab, who: str, when: str) -> None:
 STEPS, SEED = 100, int(os.environ.get("DDPD_SEED", "970"))
 TEN = tuple(f"peer{n}" for n in range(10))
 BY_HAND = ("::/0", "0.0.0.0/0", "2001:db8:42:8000::/50", "2001:db8:42:1200::/56", "2001:db8:42:1300::/64",
-           "10.1.0.0/16", "2001:db8:42:1400::7/128", "fd00:1::/64", "fd00:1::1/128", "fe80::77/128", "192.0.2.77/32", "10.9.0.0/25")
+           "10.1.0.0/16", "10.9.0.0/25", "2001:db8:42:1400::7/128", "fd00:1::/64", "fd00:1::1/128", "fe80::77/128",
+           "192.0.2.77/32")
 
 
 class Crowd:
