@@ -142,7 +142,9 @@ WAY_S:          Final = 1.0            # seconds in which a route may end, or it
 MAX_CELLS:      Final = 4096           # routes among which `auto` finds out which addresses go the same way
 DRAIN:          Final = 256            # frames taken from one interface before others are served
 PEERS_S:        Final = 3.0            # seconds between two looks at WireGuard's peers; gone is who is missed twice
+WG_S:           Final = 2.0            # seconds that `wg` may take
 PEERS_GAP_S:    Final = 1.0            # ... at least, though strangers ask who may be new ones
+MAX_ALLOWED:    Final = 24             # allowed IPs that are told to a grantee
 PEERS_AT_ONCE:  Final = 500            # peers that one `wg` removes
 DOOR_CALLERS:   Final = 64             # connections at once to the door of wg-dynamic, an interface ...
 DOOR_EACH:      Final = 8              # ... and of one address: then who has been silent for longest goes
@@ -2095,6 +2097,7 @@ def read_guard(section: Section, pools: Mapping[str, Pool], secret: str) -> Guar
     section.check("keepalive", keepalive_s > 0xFFFF, "65535s at most")
     if port is None:
         port = got["add_peers"] and (got["endpoint"].port or WG_PORT)
+    section.check("allowed", len(got["allowed"]) > MAX_ALLOWED, f"more than {MAX_ALLOWED} have no room in an answer")
     section.check("address", bool(got["address"]) and not port, "wants `listen`: it is for an interface that is made")
     return Guard(dev, agreement, got["add_peers"], port, got["address"], got["endpoint"], got["allowed"],
                  int(keepalive_s), got["dynamic"], secret)
@@ -3128,8 +3131,9 @@ class Watch:
 
     def expect(self, key: bytes) -> None:
         """One of its peers."""
-        template = self.guard.agreement
-        self.agreements.setdefault(key, replace(template, key=key, name=f"{template.name}/{short(key)}"))
+        if key not in self.agreements:
+            template = self.guard.agreement
+            self.agreements[key] = replace(template, key=key, name=f"{template.name}/{short(key)}")
 
     def see(self, state: WgState | None) -> set[bytes]:
         """The peers that have gone: twice in a row not there.  While the interface is away, none has."""
@@ -3156,6 +3160,7 @@ class Guards:
         self.foreign = Holders(())
         self.adding = ""                                          # the interface to which peers are added
         self.known = set[str]()                                   # interfaces, those that are watched no more too
+        self.is_stale = True                                      # what follows from them is to be found out again
         self.configure(guards)
 
     def configure(self, guards: Iterable[Guard]) -> None:
@@ -3167,10 +3172,13 @@ class Guards:
                 watch.see(known.state)
         self.adding = next((dev for dev, watch in self.watches.items() if watch.guard.adds_peers), "")
         self.known |= self.watches.keys()
+        self.devs = {key: dev for key, dev in self.devs.items() if dev in self.watches}
+        self.foreign = self.foreign if self.watches else Holders(())
+        self.is_stale = True
 
     def settle(self, made: Mapping[Key, Thing], own: Iterable[tuple[str, Prefix]]) -> None:
         """After something was seen.  own: interfaces, and their addresses."""
-        self.devs, rows = {}, list[tuple[Prefix, bytes]]()
+        self.is_stale, self.devs, rows = False, {}, list[tuple[Prefix, bytes]]()
         for dev, watch in self.watches.items():
             peers = watch.state.peers if watch.state is not None else {}
             self.devs |= {key: dev for key in peers if key not in self.devs}
@@ -5194,14 +5202,15 @@ class Grantee:
 
     def end_place(self) -> Path | None:
         """Of what is known of the other end: of the family in which the grantor answers, if it has that."""
-        places = [place for place in self.found.get(self.endpoint.host, ()) if not self.is_held(parse_host(place.host))]
+        places = [place for place in self.found.get(self.endpoint.host, ()) if self.may_be_end(parse_host(place.host))]
         like = [place for place in places if self.heard_at is not None
                 and parse_host(place.host).version == parse_host(self.heard_at.host).version]
         return next(iter(like or places), None)
 
-    def is_held(self, host: Prefix) -> bool:
-        """Is this inside of what it gave?  Then it is behind the tunnel, and no end of it."""
-        return any(held.prefix.holds(host) for held in self.held)
+    def may_be_end(self, host: Prefix) -> bool:
+        """Not inside of what it gave, so behind the tunnel; and nobody's address only if it answers there."""
+        is_its = self.heard_at is not None and parse_host(self.heard_at.host) == host
+        return (is_its or not is_nobodys(host)) and not any(held.prefix.holds(host) for held in self.held)
 
     def take(self, grant: Grant, wanted: Mapping[int, Prefix], sent_at: float, now: Now,
              taken: Callable[[Prefix], str]) -> None:
@@ -8066,13 +8075,15 @@ def run_command(command: list[str], stdin: str, start_new_session: bool = False)
 
 
 def wg(*words_: str, stdin: str = "") -> str:
-    """What `wg` says; OSError says why not."""
+    """What `wg` says; OSError says why not, in `strerror`."""
     log.debug("run command=\"wg %s\"%s", " ".join(words_), "".join(f"\n    {line}" for line in stdin.splitlines()))
     try:
         done = subprocess.run(["wg", *words_], input=stdin, text=True, capture_output=True, check=False,
-                              timeout=CHILD_S)
+                              timeout=WG_S)
     except subprocess.TimeoutExpired:
         raise OSError(errno.ETIMEDOUT, f"wg: {os.strerror(errno.ETIMEDOUT)}") from None
+    except FileNotFoundError:
+        raise OSError(errno.ENOENT, "there is no program `wg` (wireguard-tools)") from None
     if done.returncode:
         raise OSError(errno.EIO, " ".join(done.stderr.split()) or "wg failed")
     return done.stdout
@@ -8095,10 +8106,11 @@ class Peers:
                 known = WgState(b"" if key == "(none)" else public_key(key), int(port), allowed_of(text))
             self.texts[dev], self.states[dev] = text, known
             self.whys.pop(dev, None)
-        except (OSError, ValueError) as why:
-            if self.whys.get(dev) != str(why):
+        except (OSError, ValueError) as wrong:
+            why = getattr(wrong, "strerror", None) or str(wrong)
+            if self.whys.get(dev) != why:
                 log.info("cannot see peers interface=%s why=\"%s\"", dev, why)
-            self.whys[dev], self.states[dev] = str(why), None
+            self.whys[dev], self.states[dev] = why, None
         return self.states[dev]
 
     def has(self, thing: WgPeer | AllowedIp) -> bool:
@@ -9805,10 +9817,12 @@ class Daemon(Installer):
         """Who came, who has gone, and what of ours somebody has taken away.  WireGuard does not tell."""
         self.peers_at, self.peers_seen = now.boot + PEERS_S if self.config.guards else inf, now.boot
         effects: list[Effect] = []
-        for dev, watch in self.node.grantor.guards.watches.items():
+        guards = self.node.grantor.guards
+        for dev, watch in guards.watches.items():
             state = self.kernel.peers.look(dev)
-            if state is not watch.state or watch.missing:
+            if state is not watch.state or watch.missing or guards.is_stale:
                 effects += self.node.watched(dev, state, now)
+        self.peers_at = max(self.peers_at, now.boot + 10 * (clock_now().boot - now.boot))        # where `wg` hangs
         self.doors.follow(self.config.guards, self.kernel.links)
         lost = self.kernel.missed_peers(self.node.made)
         self.node.wanted.changed |= lost
@@ -10210,7 +10224,7 @@ def on_file(config: Config, now: Now) -> Node:
 
 def ask_once(config: Config, contact: Contact, event: Event, wait_s: float) -> dict[str, Any]:
     """A whole exchange without a daemon."""
-    alone = replace(config, pools=(), agreements={}, contacts=(replace(contact, install=False, hook=""),))
+    alone = replace(config, pools=(), agreements={}, guards=(), contacts=(replace(contact, install=False, hook=""),))
     now = clock_now()
     node = on_file(alone, now)
     node.start(now)

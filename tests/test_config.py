@@ -194,6 +194,7 @@ BAD: list[tuple[str, str, str]] = [
     ("wireguard", "endpoint = gateway", "f:6: [wireguard wg0] endpoint: 'gateway' is no endpoint (such as vpn."),
     ("wireguard", "endpoint = :70000", "f:6: [wireguard wg0] endpoint: '70000' is not a whole number"),
     ("wireguard", "allowed = everything", "f:6: [wireguard wg0] allowed: 'everything' is not an IP address"),
+    ("wireguard", "allowed = " + "fd00::/64 " * 25, "f:6: [wireguard wg0] allowed: more than 24 have no room"),
     ("wireguard", "keepalive = 24h", "f:6: [wireguard wg0] keepalive: 65535s at most"),
     ("wireguard", "dynamic = 970", "f:6: [wireguard wg0] dynamic: '970' is neither yes nor no"),
     ("tunnel", "grantor = exit2", "f:6: [tunnel wg0] grantor: no [grantor exit2] (have: exit1)"),

@@ -411,6 +411,18 @@ def test_a_section_that_goes_takes_its_leases_along() -> None:
     assert not world.living() and world.table == {A: [parse_prefix("fd00::1")]}
 
 
+def test_what_was_reserved_is_free_again_without_the_section() -> None:
+    """And nobody is reached through the interface any more."""
+    world = World(POOLS.replace("/48", "/56") + WG + grantee("bob", B), [A, B])
+    world.say(A, [parse_prefix("2001:db8:42::/56")])
+    world.look()
+    assert not world.get(B, "::/56")
+    world.node.reconfigure(ddpd.read_config(POOLS.replace("/48", "/56") + grantee("bob", B), "t"), world.now)
+    [six] = world.get(B, "::/56")
+    [lease] = [lease for lease in world.node.grantor.stock.leased.values() if lease.prefix == six]
+    assert lease.reach is None and world.table[B] == []
+
+
 def test_a_thousand_peers_are_written_in_one_go() -> None:
     keys = [ddpd.digest(bytes((n // 256, n % 256))) for n in range(1000)]
     world = World(POOLS.replace("/24", "/16").replace("10.9", "10.8") + WG, keys)
