@@ -7011,6 +7011,7 @@ def grantor_row(grantee: Grantee) -> dict[str, Any]:
     ways = [f"IPv{version} {thing_reach(reach)}" for version, reach in sorted(grantee.reaches.items())]
     return {"name": grantee.contact.name, "state": grantee.state.value, "at": str(grantee.aim() or ""),
             "interface": grantee.way.reach.dev if grantee.way else "", "default": ways,
+            "tunnel": grantee.interface.dev if grantee.interface and grantee.held else "",
             "trip_ms": None if grantee.trip_s == inf else round(1000 * grantee.trip_s, 1),
             "refused": refused_rows(grantee)}
 
@@ -7036,6 +7037,16 @@ def proxy_row(proxy: Proxy, deaf: Mapping[str, str]) -> dict[str, Any]:
             "ignored": {fate: count for fate, count in sorted(counts.items()) if fate not in OUTCOMES},
             "inside": dict(sorted(proxy.inside.items())), "known_inside": len(proxy.known), "wired": len(proxy.wired),
             "deaf_inside": {dev: deaf[dev] for dev in ndp.inner if dev in deaf}}
+
+
+def guard_row(node: Node, watch: Watch) -> dict[str, Any]:
+    dev, state = watch.guard.dev, watch.state
+    ours = Counter(type(thing) for thing in node.made.values() if isinstance(thing, WgThing) and thing.dev == dev)
+    peers = state.peers if state is not None else {}
+    return {"interface": dev, "state": "there" if state is not None else "not there",
+            "public_key": show_key(state.key) if state is not None and state.key else "",
+            "port": state.port if state is not None else 0, "peers": len(peers), "added_peers": ours[WgPeer],
+            "allowed_ips": sum(map(len, peers.values())), "leased_ips": ours[AllowedIp], "made": bool(ours[Interface])}
 
 
 def frame_shown(frame: bytes) -> dict[str, str]:
@@ -7067,6 +7078,7 @@ def status_of(node: Node, now: Now, most: int) -> dict[str, Any]:
         "held": [row for grantee in node.grantees.values() for row in held_rows(grantee, now)],
         "grantors": [grantor_row(grantee) for grantee in node.grantees.values()],
         "ndp": [proxy_row(proxy, node.deaf) for proxy in node.proxies.values()],
+        "wireguard": [guard_row(node, watch) for watch in grantor.guards.watches.values()],
         "grantees": len(node.config.agreements),
         "skipped": len(node.config.skipped),
         "sessions": len(node.responder.sessions),
@@ -7230,6 +7242,9 @@ def status_text(said: Mapping[str, Any], colours: bool) -> str:
         [p["interface"], p["state"], "; ".join(p["proxied"]),
          str(p["heard"]), str(p["answered"]), str(p["asked_inside"]),
          ", ".join(f"{count} {reason}" for reason, count in p["ignored"].items())] for p in said["ndp"]])
+    lines += table("wireguard", [["", "state", "port", "peers", "added", "allowed ips", "leased"]] + [
+        [w["interface"], w["state"], *(str(w[name]) for name in ("port", "peers", "added_peers", "allowed_ips",
+                                                                 "leased_ips"))] for w in said["wireguard"]])
     lines += table("counter", [["", "count"]] + [[name, str(count)] for name, count in said["counters"].items()])
     return "\n".join(lines)
 

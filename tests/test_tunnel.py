@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -153,7 +154,7 @@ def test_a_reload_that_takes_it_away_or_changes_it() -> None:
                             + "\naddress = 2001:db8::1\nask = ::/56\n" + TUNNEL.replace("1380", "1400"), "t")
     found.node.reconfigure(text, at(T0))
     assert wanted(found) == MADE._replace(mtu=1400)
-    found.node.reconfigure(ddpd.replace(text, contacts=(ddpd.replace(text.contacts[0], tunnel=None),)), at(T0))
+    found.node.reconfigure(replace(text, contacts=(replace(text.contacts[0], tunnel=None),)), at(T0))
     assert wanted(found) is None
 
 

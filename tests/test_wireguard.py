@@ -423,6 +423,23 @@ def test_what_was_reserved_is_free_again_without_the_section() -> None:
     assert lease.reach is None and world.table[B] == []
 
 
+def test_what_the_status_shows() -> None:
+    world = World(POOLS + WG + "add_peers = yes\n" + grantee("bob", B), [A])
+    world.say(A, [parse_prefix("fd00::1")])
+    world.look()
+    world.get(A, "::/56")
+    world.get(B, "0.0.0.0/32")
+    world.look()
+    said = ddpd.status_of(world.node, world.now, 9)
+    assert said["wireguard"] == [{
+        "interface": "wg0", "state": "there", "public_key": ddpd.show_key(HUB), "port": 51820, "peers": 2,
+        "added_peers": 1, "allowed_ips": 3, "leased_ips": 2, "made": False}]
+    rows = [" ".join(line.split()) for line in ddpd.status_text(said, colours=False).splitlines()]
+    assert "wireguard wg0 there 51820 2 1 3 2" in rows
+    world.node.watched("wg0", None, world.now)
+    assert "wireguard wg0  not there" in ddpd.status_text(ddpd.status_of(world.node, world.now, 9), colours=False)
+
+
 def test_a_thousand_peers_are_written_in_one_go() -> None:
     keys = [ddpd.digest(bytes((n // 256, n % 256))) for n in range(1000)]
     world = World(POOLS.replace("/24", "/16").replace("10.9", "10.8") + WG, keys)
