@@ -76,7 +76,7 @@ PORT:     Final = 3373
 PROTOCOL: Final = 1                    # version on the wire
 FOREVER:  Final = 0xFFFFFFFF           # a lifetime without end
 WG_PORT:  Final = 51820
-FOUND_S:  Final = 15.0                   # seconds in which what was found on a tunnel has to be confirmed
+FOUND_S:  Final = 15.0                   # seconds until what was found on a tunnel, and is not confirmed, goes
 DOOR:     Final = 970                    # wg-dynamic's, of TCP
 MARK:     Final = 221                  # our routes' protocol; their metric, our rules' preference: 100 times it
 
@@ -141,13 +141,14 @@ MAX_PROGRAM:    Final = 240            # ... and instructions with which it does
 WAY_S:          Final = 1.0            # seconds in which a route may end, or its next hop change, without news of it
 MAX_CELLS:      Final = 4096           # routes among which `auto` finds out which addresses go the same way
 DRAIN:          Final = 256            # frames taken from one interface before others are served
-PEERS_S:        Final = 3.0            # seconds between two looks at WireGuard's peers; gone is who is missed twice
+PEERS_S:        Final = 3.0            # seconds between two looks at WireGuard's peers; who is missed so long has gone
 WG_S:           Final = 2.0            # seconds that `wg` may take
+LOOKS_A_KEY:    Final = 10             # looks, of which in one an interface's own key and port are read too
 PEERS_GAP_S:    Final = 1.0            # ... at least, though strangers ask who may be new ones
 MAX_ALLOWED:    Final = 24             # allowed IPs that are told to a grantee
 PEERS_AT_ONCE:  Final = 500            # peers that one `wg` removes
 DOOR_CALLERS:   Final = 64             # connections at once to the door of wg-dynamic, an interface ...
-DOOR_EACH:      Final = 8              # ... and of one address: then who has been silent for longest goes
+DOOR_EACH:      Final = 8              # ... and of one peer: then who has been silent for longest goes
 DOOR_S:         Final = 10.0           # seconds for a message of wg-dynamic to come, and for its answer to be read
 DOOR_LINE:      Final = 4096           # bytes of its lines
 DOOR_MESSAGE:   Final = 8192           # ... and of all of it
@@ -1300,7 +1301,7 @@ def parse_reach(text: str) -> Reach:
     parts = text.split()
     found = dict(zip(parts[::2], parts[1::2], strict=False))
     if len(parts) % 2 or not found or not found.keys() <= {"via", "dev"} or len(found) * 2 != len(parts):
-        raise ValueError(f"'{text}' is no route (want `auto`, `dev IF`, `via ADDRESS` or `via ADDRESS dev IF`)")
+        raise ValueError(f"'{text}' is no route (want `auto`, `dev IF`, `via ADDRESS`, `via ADDRESS dev IF` or `none`)")
     via = address(found["via"]).host if "via" in found else ""
     return Reach(via, device(found["dev"]) if "dev" in found else "")
 
@@ -1566,7 +1567,8 @@ SETTINGS: Final[dict[str, dict[str, Setting]]] = {
         "key":       Setting(peer_key, None, "its public key"),
         "address":   Setting(many(host_port), None, "where it listens; several are tried in turn"),
         "ask":       Setting(parse_asks, None, "one slot a line: PREFIX [on IF[=NUMBER] …]; `3: …` fixes the slot"),
-        "default":   Setting(optional(parse_default), "", "default route for traffic from what it gives"),
+        "default":   Setting(optional(parse_default), "", "default route for traffic from what it gives; with "
+                             "a [tunnel]: into that, or `none`"),
         "rank":      Setting(optional(parse_rank), "", "of the ranked, only the first that lives is preferred"),
         "install":   Setting(yes_no, "yes", "no: leave the kernel alone, only call the hook"),
         "hook":      Setting(str, "", "program to run at every change"),
@@ -2075,6 +2077,7 @@ def read_agreement(section: Section, pools: Mapping[str, Pool]) -> Agreement:
     got = section.parsed()
     for name in got["pools"]:
         section.check("pools", name not in pools, f"no pool named '{name}' (have: {', '.join(pools) or 'none'})")
+    section.check("was", got["key"] in got["was"], "the key that it has now")
     return Agreement(section.name, got["key"], tuple(got["pools"]), got["limit"], got["lengths"], got["pin"],
                      got["route"], got["total"], got["lifetime"], got["until"], got["rate"], got["was"])
 
@@ -2096,22 +2099,22 @@ def read_guard(section: Section, pools: Mapping[str, Pool], secret: str) -> Guar
     keepalive_s, port = got["keepalive"] or 0, got["listen"]
     section.check("keepalive", keepalive_s > 0xFFFF, "65535s at most")
     if port is None:
-        port = got["add_peers"] and (got["endpoint"].port or WG_PORT)
+        port = (got["endpoint"].port or WG_PORT) if got["add_peers"] else 0
     section.check("allowed", len(got["allowed"]) > MAX_ALLOWED, f"more than {MAX_ALLOWED} have no room in an answer")
     section.check("address", bool(got["address"]) and not port, "wants `listen`: it is for an interface that is made")
     return Guard(dev, agreement, got["add_peers"], port, got["address"], got["endpoint"], got["allowed"],
                  int(keepalive_s), got["dynamic"], secret)
 
 
-def read_guards(sections: Iterable[Section], pools: Mapping[str, Pool], secret: str) -> tuple[Guard, ...]:
-    adding = ""
-    guards = []
-    for section in sections:
-        guard = read_guard(section, pools, secret)
-        section.check("add_peers", guard.adds_peers and adding != "", f"[wireguard {adding}] adds them already")
-        adding = guard.dev if guard.adds_peers else adding
-        guards.append(guard)
-    return tuple(guards)
+def read_guards(sections: list[Section], pools: Mapping[str, Pool], secret: str, tunnels: set[str],
+                ) -> tuple[Guard, ...]:
+    guards = tuple(read_guard(section, pools, secret) for section in sections)
+    adding = [(section, guard.dev) for section, guard in zip(sections, guards, strict=True) if guard.adds_peers]
+    for section, _ in adding[1:]:
+        section.check("add_peers", True, f"[wireguard {adding[0][1]}] adds them already")
+    for section, guard in zip(sections, guards, strict=True):
+        section.check("", guard.port > 0 and guard.dev in tunnels, f"[tunnel {guard.dev}] makes it (listen = none?)")
+    return guards
 
 
 def read_tunnel(section: Section, secret: str) -> Tunnel:
@@ -2190,6 +2193,15 @@ def check_apart(sections: list[Section], found: Iterable[tuple[Section, str, Pre
                                    f"of [{first.head if later is second else second.head}]")
 
 
+def check_heirs(sections: Iterable[Section]) -> None:
+    """Whoever had a key before, nobody has it now, nor had another it before."""
+    keys = {section.values.get("key", ("", 0))[0]: section.head for section in sections}
+    for section in sections:
+        for old in words(section.values.get("was", ("", 0))[0]):
+            section.check("was", old in keys, f"the key of [{keys.get(old, '')}], too")
+            keys[old] = section.head
+
+
 def check_unique(sections: list[Section]) -> None:
     seen: dict[str, Section] = {}
     for section in sections:
@@ -2199,6 +2211,7 @@ def check_unique(sections: list[Section]) -> None:
         if section.kind in ("grantee", "grantor") and "key" in section.values:
             section.check("key", keyed in seen, f"the same as [{seen[keyed].head if keyed in seen else ''}]")
             seen[keyed] = section
+    check_heirs([section for section in sections if section.kind == "grantee"])
 
 
 class PinRow(NamedTuple):
@@ -2449,7 +2462,7 @@ def reading(text: str, file: str, files: Files, before: Config | None) -> Steps[
                   main["hold"], main["accounting"] or "", main["handlers"] or "", main["rate"],
                   {kind: main[kind] for kind in HANDED if main[kind]},
                   tuple(draft.pools.values()), draft.agreements, contacts, ndp,
-                  read_guards(of["wireguard"], draft.pools, main["key"]),
+                  read_guards(of["wireguard"], draft.pools, main["key"], {section.name for section in of["tunnel"]}),
                   all_needs(sections, main["grantees"] or ""), pins, tuple(draft.skipped), tuple(draft.unknown))
 
 
@@ -2694,6 +2707,7 @@ class Interface(NamedTuple):
     mtu: int = 0                         # 0: the kernel's choice
     secret: str = ""                     # the file of our private key; empty: nothing is known but that it is ours
     port: int = 0                        # 0: any
+    own: bytes = b""                     # our public key when it was made: by that it is told from others of its name
 
 
 class WgPeer(NamedTuple):
@@ -2802,7 +2816,8 @@ def delete_lines(thing: Thing, mark: int) -> list[str]:
 def made_record(thing: Thing) -> Record:
     """Of what is no route: those carry their mark in the kernel."""
     if isinstance(thing, Interface):
-        return {"kind": "made", "what": f"interface {thing.dev}", "peer": show_key(thing.peer) if thing.peer else ""}
+        return {"kind": "made", "what": f"interface {thing.dev}", "peer": show_key(thing.peer) if thing.peer else "",
+                "endpoint": thing.endpoint, "own": show_key(thing.own) if thing.own else ""}
     if isinstance(thing, WgPeer):
         return {"kind": "made", "what": f"peer {thing.dev} {show_key(thing.key)}"}
     if isinstance(thing, AllowedIp):
@@ -2816,7 +2831,8 @@ def made_record(thing: Thing) -> Record:
 def made_of(record: Record) -> Thing:
     noun, *rest = str(record["what"]).split()
     if noun == "interface":
-        return Interface(device(*rest), public_key(record["peer"]) if record["peer"] else b"")
+        peer, own = (public_key(record[name]) if record[name] else b"" for name in ("peer", "own"))
+        return Interface(device(*rest), peer, str(record["endpoint"])[:MAX_TEXT], own=own)
     if noun in ("peer", "allowed"):
         dev, key = device(rest[0]), public_key(rest[1])
         return AllowedIp(dev, key, parse_prefix(rest[2])) if noun == "allowed" else WgPeer(dev, key)
@@ -3120,14 +3136,16 @@ def is_vast(prefix: Prefix) -> bool:
     return prefix.length < {4: 8, 6: 16}[prefix.version]
 
 
-class Watch:
+class Sight:
     """What is known of one [wireguard] interface."""
 
     def __init__(self, guard: Guard) -> None:
         self.guard = guard
-        self.state: WgState | None = None                         # None: it is not there
+        self.state: WgState | None = None                         # None: it is not there ...
+        self.peers: dict[bytes, tuple[Prefix, ...]] = {}          # ... and these were its peers
         self.agreements: dict[bytes, Agreement] = {}              # of its peers
-        self.missing: set[bytes] = set()                          # peers that were there before the last look
+        self.said: dict[str, Any] | None = None                   # what grantees were told of it
+        self.missing: dict[bytes, float] = {}                     # peers that are not there, and since when
 
     def expect(self, key: bytes) -> None:
         """One of its peers."""
@@ -3135,18 +3153,27 @@ class Watch:
             template = self.guard.agreement
             self.agreements[key] = replace(template, key=key, name=f"{template.name}/{short(key)}")
 
-    def see(self, state: WgState | None) -> set[bytes]:
-        """The peers that have gone: twice in a row not there.  While the interface is away, none has."""
-        known = self.agreements.keys()
+    def follow(self, guard: Guard) -> None:
+        """Under other terms."""
+        known, self.guard, self.agreements = self.agreements, guard, {}
+        for key in known:
+            self.expect(key)
+
+    def see(self, state: WgState | None, now: Now) -> list[bytes]:
+        """The peers that have gone: twice not there, and not just written anew.  While the interface is away, none."""
         self.state = state
         if state is None:
-            self.missing = set()
-            return set()
-        gone, self.missing = self.missing - state.peers.keys(), known - state.peers.keys()
-        for key in self.missing:
+            return []
+        self.peers = state.peers
+        for key in self.agreements.keys() - state.peers.keys():
             del self.agreements[key]
+            self.missing[key] = now.boot
         for key in state.peers:
+            self.missing.pop(key, None)
             self.expect(key)
+        gone = [key for key, since in self.missing.items() if now.boot - since >= PEERS_S - PEERS_GAP_S / 2]
+        for key in gone:
+            del self.missing[key]
         return gone
 
 
@@ -3154,45 +3181,43 @@ class Guards:
     """All [wireguard] interfaces: who their peers are, and what these hold that is not ours."""
 
     def __init__(self, guards: Iterable[Guard]) -> None:
-        self.watches: dict[str, Watch] = {}
+        self.sights: dict[str, Sight] = {}
         self.devs: dict[bytes, str] = {}                          # of each peer, its interface
         self.holders: dict[str, Holders] = {}                     # all allowed IPs, by interface
         self.foreign = Holders(())
         self.adding = ""                                          # the interface to which peers are added
+        self.named: Mapping[bytes, Agreement] = {}                # the [grantee] sections
         self.known = set[str]()                                   # interfaces, those that are watched no more too
         self.is_stale = True                                      # what follows from them is to be found out again
         self.configure(guards)
 
     def configure(self, guards: Iterable[Guard]) -> None:
-        old, self.watches = self.watches, {}
+        old, self.sights = self.sights, {}
         for guard in guards:
-            known = old.get(guard.dev)
-            watch = self.watches[guard.dev] = Watch(guard)
-            if known is not None:
-                watch.see(known.state)
-        self.adding = next((dev for dev, watch in self.watches.items() if watch.guard.adds_peers), "")
-        self.known |= self.watches.keys()
-        self.devs = {key: dev for key, dev in self.devs.items() if dev in self.watches}
-        self.foreign = self.foreign if self.watches else Holders(())
+            sight = self.sights[guard.dev] = old.get(guard.dev) or Sight(guard)
+            sight.follow(guard)
+        self.adding = next((dev for dev, sight in self.sights.items() if sight.guard.adds_peers), "")
+        self.known |= self.sights.keys()
+        self.devs = {key: dev for key, dev in self.devs.items() if dev in self.sights}
+        self.foreign = self.foreign if self.sights else Holders(())
         self.is_stale = True
 
     def settle(self, made: Mapping[Key, Thing], own: Iterable[tuple[str, Prefix]]) -> None:
         """After something was seen.  own: interfaces, and their addresses."""
         self.is_stale, self.devs, rows = False, {}, list[tuple[Prefix, bytes]]()
-        for dev, watch in self.watches.items():
-            peers = watch.state.peers if watch.state is not None else {}
-            self.devs |= {key: dev for key in peers if key not in self.devs}
-            all_rows = [(prefix, key) for key, allowed in peers.items() for prefix in allowed]
+        for dev, sight in self.sights.items():
+            self.devs |= {key: dev for key in (*sight.peers, *sight.agreements) if key not in self.devs}
+            all_rows = [(prefix, key) for key, allowed in sight.peers.items() for prefix in allowed]
             self.holders[dev] = Holders(all_rows)
             rows += [(prefix, key) for prefix, key in all_rows
                      if not is_vast(prefix) and thing_key(AllowedIp(dev, key, prefix)) not in made]
-        rows += [(address._replace(length=WIDTH[address.version]), b"") for dev, address in own if dev in self.watches]
+        rows += [(address._replace(length=WIDTH[address.version]), b"") for dev, address in own if dev in self.sights]
         self.foreign = Holders(rows)
 
     def things(self, is_foreign: Callable[[str], bool]) -> Iterator[Thing]:
         """What is wanted of the interfaces themselves.  is_foreign: there is one, and it is not ours."""
-        for dev, watch in self.watches.items():
-            guard = watch.guard
+        for dev, sight in self.sights.items():
+            guard = sight.guard
             if guard.port and not is_foreign(dev):
                 yield Interface(dev, secret=guard.secret, port=guard.port)
                 yield from (Address(dev, address, inf, inf) for address in guard.addresses)
@@ -3205,18 +3230,22 @@ class Guards:
 
     def dev_of(self, key: bytes) -> str:
         """The interface through which this grantee is reached; or nothing."""
-        return self.devs.get(key, self.adding)
+        return self.devs.get(key) or (self.adding if self.adds(key) else "")
+
+    def adds(self, key: bytes) -> bool:
+        """Only whom the operator has named is made a peer: whoever else is none any more was removed by hand."""
+        return key in self.named
 
     def agreements(self) -> dict[bytes, Agreement]:
-        return {key: agreement for watch in reversed(self.watches.values())
-                for key, agreement in watch.agreements.items()}
+        return {key: agreement for sight in reversed(self.sights.values())
+                for key, agreement in sight.agreements.items()}
 
     def told(self, dev: str, is_inside: bool) -> dict[str, Any]:
         """What a grantee needs for a tunnel to this interface.  is_inside: it asked through it, so knows the way."""
-        watch = self.watches.get(dev)
-        if watch is None or watch.state is None or not watch.state.key:
+        sight = self.sights.get(dev)
+        if sight is None or sight.state is None or not sight.state.key:
             return {}
-        guard, state = watch.guard, watch.state
+        guard, state = sight.guard, sight.state
         endpoint = guard.endpoint._replace(port=guard.endpoint.port or state.port)
         place = str(endpoint) if endpoint.host or not is_inside else None
         found = {"wg_key": state.key, "wg_endpoint": place, "wg_allowed": guard.allowed,
@@ -3234,7 +3263,10 @@ class PeerList(NamedTuple):
 
 def peer_list(peers: Mapping[bytes, tuple[Prefix, ...]], changes: Iterable[tuple[int, WgPeer | AllowedIp, bool]],
               ) -> PeerList:
-    """changes: (number, what, is it added?).  What is not named stays, in its order; nothing is taken from others."""
+    """changes: (number, what, is it added?), allowed IPs that go before their peer.
+
+    What is not named stays, in its order; nothing is taken from others, nor a peer that has anything of theirs.
+    """
     now_have = {key: list(allowed) for key, allowed in peers.items()}
     holder = {prefix: key for key, allowed in peers.items() for prefix in allowed}
     touched, removed, failed = set[bytes](), list[bytes](), dict[int, str]()
@@ -3243,8 +3275,8 @@ def peer_list(peers: Mapping[bytes, tuple[Prefix, ...]], changes: Iterable[tuple
             if added and thing.key not in now_have:
                 now_have[thing.key] = []
                 touched.add(thing.key)
-            elif not added and thing.key in now_have:
-                removed.append(thing.key)
+            elif not added and thing.key in now_have and not now_have[thing.key]:
+                removed.append(thing.key)                         # else somebody else needs it
         elif thing.key not in now_have:
             failed |= {number: "no such peer"} if added else {}
         elif added and holder.get(thing.prefix, thing.key) != thing.key:
@@ -3382,7 +3414,8 @@ def options_shown(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def message_shown(plain: bytes) -> dict[str, Any]:
     message = decode(plain + bytes(256))                          # the zeros that were left out
-    return {row.name: shown(value) for row in message.table if (value := getattr(message, row.name)) not in NOTHING}
+    found = {row.name: shown(value) for row in message.table if (value := getattr(message, row.name)) not in NOTHING}
+    return found | ({"wg_key": show_key(message.wg_key)} if isinstance(message, Answer) and message.wg_key else {})
 
 
 class LeaseState(Enum):
@@ -4249,9 +4282,10 @@ class Keeper(Decider):
 
     def agree(self) -> None:
         """With the grantees of the configuration, and all peers of WireGuard; not under keys that are no more."""
-        found = self.guards.agreements() | self.config.agreements
-        old = {key for agreement in self.config.agreements.values() for key in agreement.was}
-        self.agreements = {key: agreement for key, agreement in found.items() if key not in old} if old else found
+        self.guards.named = named = self.config.agreements
+        old = {key for agreement in named.values() for key in agreement.was}
+        peers = self.guards.agreements()
+        self.agreements = {key: peers[key] for key in peers if key not in old} | named
 
     def fit(self, now: Now) -> None:
         """Something else is free than before."""
@@ -4274,7 +4308,7 @@ class Keeper(Decider):
         if heir.active(lease.slot) is not None:                   # it has asked under its new key already
             return
         self.out.append(Save(lease.id, None))
-        self.take_back(lease)
+        self.disallow(lease)
         self.peers[lease.key].leases.remove(lease)
         lease.key = heir.key
         heir.leases.append(lease)
@@ -4282,27 +4316,42 @@ class Keeper(Decider):
         self.route(lease)
         self.out.append(Note(f"inherited grantee={heir.agreement.name} prefix={lease.prefix}"))
 
-    def watched(self, dev: str, state: WgState | None, made: Mapping[Key, Thing], now: Now) -> list[Effect]:
+    def saw_peers(self, dev: str, state: WgState | None, made: Mapping[Key, Thing], now: Now) -> list[Effect]:
         """What `wg` shows of an interface: its peers are grantees; who has gone has no leases."""
         self.out = []
-        before, known = self.guards.foreign.owners, self.guards.devs
-        gone = self.guards.watches[dev].see(state)
+        before, known, stale = self.guards.foreign.owners, self.guards.devs, self.guards.is_stale
+        gone = self.guards.sights[dev].see(state, now)
         self.guards.settle(made, ((self.links.names.get(index, ""), own) for index, own in self.links.addresses))
         self.agree()
         for lease in [lease for key in gone if key in self.peers for lease in self.peers[key].living()]:
-            if lease.dev == dev and self.guards.dev_of(lease.key) != dev:
+            if lease.dev == dev and not self.guards.dev_of(lease.key):
                 self.end(lease, now)
-        if self.guards.foreign.owners != before:
-            self.lose_taken(self.guards.foreign.owners.keys() - before.keys(), now)
+        owners = self.guards.foreign.owners
+        if owners != before:
+            self.lose_taken({prefix: key for prefix, key in owners.items() if before.get(prefix) != key}, now)
             self.fit(now)
-        for key in [key for key in self.peers if known.get(key) != self.guards.devs.get(key)]:
-            self.peers[key].seen = ()                             # decide anew how it is reached
+        for peer in [peer for key, peer in self.peers.items() if stale or known.get(key) != self.guards.devs.get(key)]:
+            self.reach_anew(peer)
+        self.tell_anew(dev)
         return self.out
 
-    def lose_taken(self, prefixes: Iterable[Prefix], now: Now) -> None:
+    def reach_anew(self, peer: Peer) -> None:
+        """At its next ask; it is told to ask, if anything that it has is reached otherwise now."""
+        peer.seen, dev = (), self.guards.dev_of(peer.key)
+        ways = {lease.dev if lease.dev in self.guards.known else "" for lease in peer.living()}
+        if peer.agreement.route == "auto" and ways - {dev}:
+            self.restless.add(peer.key)
+
+    def tell_anew(self, dev: str) -> None:
+        """Who has a tunnel there is told to ask, if it is another one now."""
+        sight, before = self.guards.sights[dev], self.guards.sights[dev].said
+        sight.said = self.guards.told(dev, is_inside=False)
+        if before not in (None, sight.said):
+            self.restless |= {lease.key for lease in self.stock.leased.values() if lease.dev == dev}
+
+    def lose_taken(self, taken: Mapping[Prefix, bytes], now: Now) -> None:
         """What is sent to another peer from now on is of no use to who has it."""
-        for prefix in prefixes:
-            owner = self.guards.foreign.owners[prefix]
+        for prefix, owner in taken.items():
             for lease in [lease for lease in self.stock.overlapping(prefix) if lease.living and lease.key != owner]:
                 if lease.prefix.holds(prefix):
                     self.end(lease, now)
@@ -4311,19 +4360,21 @@ class Keeper(Decider):
     def expect_peers(self) -> None:
         """At the start: who has leases through an interface was its peer."""
         for lease in self.stock.leased.values():
-            watch = self.guards.watches.get(lease.dev or "")
-            if watch is not None:
-                watch.expect(lease.key)
+            sight = self.guards.sights.get(lease.dev or "")
+            if sight is not None:
+                sight.expect(lease.key)
         self.agree()
 
     def unwatch(self, before: Iterable[str], now: Now) -> list[Effect]:
         """Interfaces whose peers are not ours to serve any more."""
         self.out = []
-        dismissed = set(before) - self.guards.watches.keys()
-        for lease in [lease for lease in self.stock.leased.values() if lease.dev in dismissed and lease.dev]:
-            self.take_back(lease)
-            self.end(lease, now)
-            self.restless.add(lease.key)
+        dismissed = set(before) - self.guards.sights.keys()
+        for lease in [lease for lease in self.stock.leased.values() if lease.dev in dismissed]:
+            if self.peers[lease.key].agreement.route == "auto":
+                self.end(lease, now)
+                self.restless.add(lease.key)
+            else:
+                self.route(lease)
         return self.out
 
     def review(self, peers: list[Peer], now: Now) -> Iterator[object]:
@@ -4525,7 +4576,7 @@ class Keeper(Decider):
             self.wanted.put(Route(lease.prefix, MAIN, lease.reach))
         else:
             self.wanted.take(thing_key(Route(lease.prefix, MAIN)))
-        if self.guards.watches:
+        if self.guards.known:
             self.allow(lease)
         for ndp in self.by_kernel:
             neighbour = Neighbour(ndp.dev, lease.prefix)
@@ -4536,15 +4587,15 @@ class Keeper(Decider):
 
     def allow(self, lease: Lease) -> None:
         """What is routed to a WireGuard interface has to be an allowed IP of its grantee there."""
-        on = lease.dev if lease.dev in self.guards.watches else None
-        self.take_back(lease, but=on)
+        on = lease.dev if lease.dev in self.guards.sights else None
+        self.disallow(lease, but=on)
         if on:
             self.wanted.put(AllowedIp(on, lease.key, lease.prefix))
-            if on == self.guards.adding:
+            if on == self.guards.adding and self.guards.adds(lease.key):
                 self.wanted.put(WgPeer(on, lease.key))
 
-    def take_back(self, lease: Lease, but: str | None = None) -> None:
-        """From its peer, and the peer too, if that has no other lease and is ours."""
+    def disallow(self, lease: Lease, but: str | None = None) -> None:
+        """Take it from its peer, and the peer too, if that has no other lease and is ours."""
         others = {other.dev for other in self.peers[lease.key].living() if other is not lease}
         for dev in self.guards.known - {but}:
             self.wanted.take(thing_key(AllowedIp(dev, lease.key, lease.prefix)))
@@ -4645,7 +4696,7 @@ class Grantor(Keeper):
         self.renew_all(peer, leases, ask, path, now)
         leases += [lease for lease in peer.leases if lease.state is LeaseState.DEPRECATED]
         answer = self.answer(peer, ask, leases, refusals, now)
-        dev = next((lease.dev for lease in leases if lease.dev in self.guards.watches), None)
+        dev = next((lease.dev for lease in leases if lease.dev in self.guards.sights), None)
         return replace(answer, **self.guards.told(dev, self.links.names.get(path.interface) == dev)) if dev else answer
 
     def decide_all(self, peer: Peer, ask: Ask, now: Now) -> tuple[list[Lease], tuple[Refusal, ...]]:
@@ -4849,6 +4900,7 @@ class Held:
     valid_until: float
     current: bool = True                 # False: deprecated, counts down
     faded: bool = False                  # not renewed in time: preferred no longer
+    found: bool = False                  # on a tunnel at the first start, and nobody has answered since
     provisional: bool = False            # of another boot, and not confirmed since
     saved_until: float = -inf            # as the lease file has it
     lans: tuple[Lan, ...] = ()           # the interfaces that get a subnet of it
@@ -5004,10 +5056,12 @@ class Grantee:
         self.answers = 0                                          # applied so far
         self.status = ""                                          # of the last
         self.contact = contact
-        self.endpoint = HostPort("", 0)                           # of its WireGuard, as told
-        self.interface: Interface | None = None                   # the tunnel as it was made last
         self.table = MAIN                                         # ... of its default routes
         self.heard_at: Path | None = None                         # where it answered last
+
+    endpoint = HostPort("", 0)                                    # of the grantor's WireGuard, as told
+    interface: Interface | None = None                            # the tunnel as it is to be ...
+    troubles: tuple[str, ...] = ()                                # ... and what is wrong with it
 
     # What the node finds out.
     target: Path | None = None                                    # the aim when the way was looked at ...
@@ -5162,6 +5216,8 @@ class Grantee:
         for grant in answer.grants:
             self.take(grant, wanted, sent_at, now, taken)
         effects = self.refuse(answer.refusals, now)
+        if answer.status == Status.OK:
+            self.doubt(now)
         self.drop_released(now)
         if answer.grants and answer.need is None:
             self.options = {key: value for key in OPTIONS if (value := sane(key, getattr(answer, key))) not in NOTHING}
@@ -5187,7 +5243,25 @@ class Grantee:
         if self.endpoint.port:
             self.options["wg_endpoint"] = str(self.endpoint)
         self.settle_interface()
-        return self.lookups(now) if self.endpoint.port and self.endpoint.host not in self.found else []
+        unknown = bool(self.endpoint.port) and self.endpoint.host not in self.found
+        return [*(self.lookups(now) if unknown else ()), *self.tell_tunnel()]
+
+    def tell_tunnel(self) -> list[Effect]:
+        """Why there is no tunnel, or not all of it: once."""
+        tunnel, before = self.contact.tunnel, self.troubles
+        if tunnel is None:
+            return []
+        why = "" if self.interface is not None else f"no way to {self.endpoint}" if "wg_key" in self.options else \
+            "it says nothing of WireGuard"
+        none = [f"no tunnel interface={tunnel.dev} grantor={self.contact.name} why=\"{why}\""] * bool(why)
+        self.troubles = (*none, *(f"left out route={prefix} interface={tunnel.dev} "
+                                  "why=\"the tunnel would lead into itself\""
+                                  for prefix in tunnel.routes if self.is_around(prefix)))
+        return [Note(trouble) for trouble in self.troubles if trouble not in before]
+
+    def is_around(self, prefix: Prefix) -> bool:
+        """Around the other end of the tunnel, or where the grantor is asked outside of it."""
+        return any(prefix.holds(end) for end in self.outer_ends())
 
     def settle_interface(self) -> None:
         """The tunnel as it is to be made; what was known stays, while something is not."""
@@ -5199,6 +5273,15 @@ class Grantee:
             endpoint = HostPort(parse_host(place.host).host + scope, self.endpoint.port)
             self.interface = Interface(tunnel.dev, key, str(endpoint), self.options.get("wg_allowed", ()),
                                        self.options.get("wg_keepalive", 0), tunnel.mtu, tunnel.secret)
+
+    def outer_ends(self) -> Iterator[Prefix]:
+        """What must not be routed into the tunnel: its other end, and where the grantor is asked outside of it."""
+        dev = self.contact.tunnel.dev if self.contact.tunnel is not None else ""
+        if self.interface is not None and self.interface.endpoint:
+            yield parse_host(host_port(self.interface.endpoint).host)
+        for host in [host for host, _ in self.contact.addresses if host != dev]:
+            yield from (parse_host(path.host) for path in self.found.get(host, ()))
+            yield from [parse_host(host)] if is_numeric(host) else ()
 
     def end_place(self) -> Path | None:
         """Of what is known of the other end: of the family in which the grantor answers, if it has that."""
@@ -5327,18 +5410,29 @@ class Grantee:
         return [own.network(64 if own.version == 6 and held.prefix.length <= 64 else held.prefix.length)
                 for own in found if own is not None]
 
-    def assume(self, found: Iterable[Address], now: Now) -> list[Address]:
-        """Addresses found where ours would be, and nothing is on file: they are held until somebody says so, or not."""
+    def assume(self, found: Iterable[Address]) -> list[Address]:
+        """Addresses found where ours would be, and nothing is on file: they are held until somebody answers."""
         taken = []
         for n, line in enumerate(self.contact.lines):
             fitting = [thing for thing in found if thing.address.shape == line.prefix.shape and thing not in taken
                        and [lan.dev for lan in line.lans] == [thing.dev]]
             if fitting:
-                slot, until = self.slots[slot_name(self.contact.lines, n)], now.boot + FOUND_S
-                self.held.append(Held(slot, fitting[0].address, bytes(TICKET_LEN), until, until, provisional=True,
-                                      lans=line.lans))
+                slot = self.slots[slot_name(self.contact.lines, n)]
+                self.held.append(Held(slot, fitting[0].address, bytes(TICKET_LEN), inf, inf, provisional=True,
+                                      found=True, lans=line.lans))
                 taken.append(fitting[0])
         return taken
+
+    def doubt(self, now: Now) -> None:
+        """Somebody has answered.  What was found, and is not confirmed, goes soon, if it is like what came instead."""
+        for held in [held for held in self.held if held.found]:
+            held.found = False
+            near = held.prefix.network({4: 16, 6: 48}[held.prefix.version])
+            if held.provisional and any(near.holds(other.prefix) for other in self.held
+                                        if other.slot == held.slot and other is not held):
+                held.valid_until = now.boot + FOUND_S
+            elif held.provisional:                                # somebody else's, and stays as it is
+                self.held.remove(held)
 
     def settle(self, now: Now, event: str) -> list[Effect]:
         """After a change: what has to be written, installed and told."""
@@ -5430,9 +5524,8 @@ class Grantee:
             return
         if self.interface is not None and self.contact.tunnel is not None and self.held:
             yield self.interface
-            end = self.end_place()
             yield from (Route(prefix, MAIN, Reach("", self.interface.dev)) for prefix in self.contact.tunnel.routes
-                        if end is None or not prefix.holds(parse_host(end.host)))
+                        if not self.is_around(prefix))
         for held in self.held:
             if not held.prefix.is_address:
                 yield Route(held.prefix, MAIN)
@@ -6200,7 +6293,7 @@ class Roles:
         self.numbered: list[Effect] = []                          # slots to be written down at the start
         self.outdated: list[Key] = []                             # in the lease file, and no longer true
         self.secret = secret
-        self.lent: set[Prefix] = set()                            # what pools have had of the grantors above
+        self.found, self.lent = dict[str, list[Address]](), set[Prefix]()     # see `assume`; ... had of those above
         self.proxies, self.deaf = dict[str, Proxy](), dict[str, str]()     # by interface; of those not heard, why
         self.add_grantees(config)
         self.settle_pools(Now(0.0, 0.0), anew=True)
@@ -6419,8 +6512,9 @@ class Roles:
             lambda dev: bool(self.links.index(dev)) and thing_key(Interface(dev)) not in self.made))
 
     def want(self, before: set[Key], now_wanted: Iterable[Thing]) -> set[Key]:
-        """These, and no longer what was before."""
-        things = {thing_key(thing): thing for thing in now_wanted}
+        """These, and no longer what was before.  What is made of WireGuard from now on has our present key."""
+        things = {thing_key(thing): thing._replace(own=self.s.public) if isinstance(thing, Interface) and thing.secret
+                  else thing for thing in now_wanted}
         for key in before - things.keys():
             self.wanted.take(key)
         for thing in things.values():
@@ -6614,6 +6708,7 @@ class Node(Roles):
         grantee = self.grantees[name]
         grantee.heard(now.boot - sent_at)
         effects = grantee.answered(ask, answer, sent_at, now, lambda prefix: self.taken(name, prefix))
+        effects = self.believe(name) + effects
         effects += self.follow(now)
         more = answer.need is not None and self.initiators[name].size > room
         return [*effects, Call(name)] if more else effects        # what did not fit is worth a longer ask
@@ -6673,9 +6768,9 @@ class Node(Roles):
             self.next_nudge = now.boot + 0.1
         return effects
 
-    def watched(self, dev: str, state: WgState | None, now: Now) -> list[Effect]:
+    def saw_peers(self, dev: str, state: WgState | None, now: Now) -> list[Effect]:
         """What `wg` shows of one of the interfaces whose peers are grantees."""
-        effects = self.grantor.watched(dev, state, self.made, now)
+        effects = self.grantor.saw_peers(dev, state, self.made, now)
         return [*effects, *([Install()] if self.wanted.changed else []), *self.nudge(now)]
 
     # -- the operator ----------------------------------------------------------------
@@ -6717,7 +6812,7 @@ class Node(Roles):
                 effects += grantee.step(Event.NUDGED, now)
         effects += self.rank()
         self.want_grantees()
-        watched = list(self.grantor.guards.watches)
+        watched = list(self.grantor.guards.sights)
         self.grantor.guards.configure(config.guards)
         self.want_guards()
         effects += self.settle_pools(now, anew=True)
@@ -6742,7 +6837,11 @@ class Node(Roles):
         self.grantor.epoch = run.epoch if run.clean else run.epoch + 1
         elapsed_s = max(0.0, now.boot - run.at) if run.boot == self.boot else 0.0
         self.outdated = self.grantor.restore([aged(lease, run, elapsed_s) for lease in found["granted"]], now)
-        self.made = {thing_key(thing): thing for thing in found["made"]}
+        made = {thing_key(thing): thing for thing in found["made"]}
+        if run.boot == self.boot:
+            self.made = made
+        else:                                                     # what is there since is somebody else's
+            self.outdated += [key_of(made_record(thing)) for thing in made.values()]
         if found["recovering"]:
             self.grantor.recovering_until = now.boot + found["recovering"][-1]
         for grantee in self.grantees.values():
@@ -6787,17 +6886,25 @@ class Node(Roles):
         if left > 0:
             yield {"kind": "recovering", "left": seconds(left)}
 
-    def assume(self, grantor: str, dev: str, now: Now) -> list[Effect]:
-        """With no lease file: what is on the tunnel to a grantor is taken for what that gave (as wg-dynamic does)."""
+    def assume(self, grantor: str, dev: str) -> list[Effect]:
+        """With no lease file: what is on the tunnel to a grantor may be what that gave (as wg-dynamic has it)."""
         grantee = self.grantees[grantor]
         self.numbered += grantee.number({})
         found = [Address(dev, own) for index, own in self.links.addresses
                  if self.links.names.get(index) == dev and own.is_address and not is_nobodys(own)]
-        taken = grantee.assume(found, now)
-        self.made |= {thing_key(thing): thing for thing in taken}
-        return [effect for thing in taken for effect in (
-            Save(key_of(made_record(thing)), made_record(thing)),
-            Note(f"found grantor={grantor} prefix={thing.address} to_be_confirmed_in={FOUND_S:g}"))]
+        self.found[grantor] = grantee.assume(found)
+        return [Note(f"found grantor={grantor} address={thing.address.host} on={dev}: asks whether it is leased")
+                for thing in self.found[grantor]]
+
+    def believe(self, grantor: str) -> list[Effect]:
+        """What was found is ours, if it is held still, now that somebody has answered."""
+        held = {held.prefix for held in self.grantees[grantor].held}
+        things = [thing for thing in self.found.get(grantor, ()) if thing.address in held]
+        if any(held.found for held in self.grantees[grantor].held):
+            return []
+        self.found.pop(grantor, None)
+        self.made |= {thing_key(thing): thing for thing in things}
+        return [Save(key_of(made_record(thing)), made_record(thing)) for thing in things]
 
     def start(self, now: Now) -> list[Effect]:
         for grantee in self.grantees.values():
@@ -6924,7 +7031,9 @@ def door_wants(peer: Peer, asked: DoorAsk, stamp: int) -> Ask:
         has = own[version].prefix if version in own else None
         if named is not None and named != has and asked.insists:
             raise DoorError(UNAVAILABLE, f"{named.host} is not yours")
-        slot = own[version].slot if version in own else next(spare)
+        slot = own[version].slot if version in own else next(spare, None)
+        if slot is None:
+            raise DoorError(UNAVAILABLE, "no slot is left")
         wants.append(Want(slot, has or Prefix(version, 0, WIDTH[version])))
     given_back = tuple(lease.slot for version, lease in own.items() if version not in asked.wanted)
     return Ask(stamp=stamp, run=peer.run or bytes(8), wants=tuple(wants), releases=given_back)
@@ -7039,14 +7148,23 @@ def proxy_row(proxy: Proxy, deaf: Mapping[str, str]) -> dict[str, Any]:
             "deaf_inside": {dev: deaf[dev] for dev in ndp.inner if dev in deaf}}
 
 
-def guard_row(node: Node, watch: Watch) -> dict[str, Any]:
-    dev, state = watch.guard.dev, watch.state
+def guard_row(node: Node, sight: Sight) -> dict[str, Any]:
+    dev, state = sight.guard.dev, sight.state
     ours = Counter(type(thing) for thing in node.made.values() if isinstance(thing, WgThing) and thing.dev == dev)
     peers = state.peers if state is not None else {}
     return {"interface": dev, "state": "there" if state is not None else "not there",
             "public_key": show_key(state.key) if state is not None and state.key else "",
             "port": state.port if state is not None else 0, "peers": len(peers), "added_peers": ours[WgPeer],
             "allowed_ips": sum(map(len, peers.values())), "leased_ips": ours[AllowedIp], "made": bool(ours[Interface])}
+
+
+def guard_shown(node: Node, sight: Sight) -> dict[str, Any]:
+    """With its peers, and what of their allowed IPs is leased."""
+    ours = {(thing.key, thing.prefix) for thing in node.made.values() if isinstance(thing, AllowedIp)}
+    return {**guard_row(node, sight), "peer_rows": [
+        {"key": show_key(key), "leased": [str(prefix) for prefix in allowed if (key, prefix) in ours],
+         "by_hand": [str(prefix) for prefix in allowed if (key, prefix) not in ours]}
+        for key, allowed in sight.peers.items()]}
 
 
 def frame_shown(frame: bytes) -> dict[str, str]:
@@ -7078,7 +7196,7 @@ def status_of(node: Node, now: Now, most: int) -> dict[str, Any]:
         "held": [row for grantee in node.grantees.values() for row in held_rows(grantee, now)],
         "grantors": [grantor_row(grantee) for grantee in node.grantees.values()],
         "ndp": [proxy_row(proxy, node.deaf) for proxy in node.proxies.values()],
-        "wireguard": [guard_row(node, watch) for watch in grantor.guards.watches.values()],
+        "wireguard": [guard_row(node, sight) for sight in grantor.guards.sights.values()],
         "grantees": len(node.config.agreements),
         "skipped": len(node.config.skipped),
         "sessions": len(node.responder.sessions),
@@ -7142,6 +7260,8 @@ def show_of(node: Node, what: str, now: Now) -> dict[str, Any]:
     peer = peer_named(node, what)
     if peer is None and what in node.proxies:
         return proxy_shown(node.proxies[what], node.deaf, now)
+    if peer is None and what in node.grantor.guards.sights:
+        return guard_shown(node, node.grantor.guards.sights[what])
     if peer is None:
         raise ValueError(f"no peer named '{what}'")
     glass = peer.glass
@@ -7639,7 +7759,7 @@ def takings(ndp: Ndp, pools: Iterable[Pool], hops: Iterable[str]) -> Iterator[st
 def hindrances(config: Config) -> Iterator[str]:
     """What in this system keeps what is proxied from being reached."""
     if config.ndp and sysctl("conf/all/forwarding") == 0:
-        yield "net.ipv6.conf.all.forwarding = 0: nothing is passed on to what is proxied (sysctl -w ...=1)"
+        yield "net.ipv6.conf.all.forwarding = 0: nothing is passed on from here (sysctl -w ...=1)"
     for ndp in config.ndp:
         yield from (f"there is no interface {dev} (yet)" for dev in (ndp.dev, *ndp.inner)
                     if not os.path.exists(f"/sys/class/net/{dev}"))
@@ -7665,12 +7785,19 @@ def is_anycast(dev: str) -> bool:
     return bool(flags) and bool(flags[0] & RTF_ANYCAST)
 
 
-def closed_doors(config: Config) -> Iterator[str]:
-    """Where wg-dynamic is not heard, as an address of another kind was there before."""
+def tunnel_hindrances(config: Config) -> Iterator[str]:
+    """What in this system keeps tunnels from being of use."""
+    ends = [contact for contact in config.contacts if contact.tunnel is not None]
+    lans = [line for contact in ends for line in contact.lines if not line.prefix.is_address]
+    if (config.guards or lans) and not config.ndp and sysctl("conf/all/forwarding") == 0:
+        yield "net.ipv6.conf.all.forwarding = 0: nothing is passed on from here (sysctl -w ...=1)"
+    if (config.guards or ends) and not any(os.access(os.path.join(path, "wg"), os.X_OK) for path in os.get_exec_path()):
+        yield "there is no program `wg` (wireguard-tools)"
     for guard in config.guards:
         if guard.dynamic and is_anycast(guard.dev):
             yield (f"wg-dynamic is not heard on {guard.dev}: with forwarding, another fe80::/64 address there has made "
-                   f"fe80:: one of any router's (sysctl -w net.ipv6.conf.{guard.dev}.addr_gen_mode=1, down, and up)")
+                   f"fe80:: one of any router's (`dynamic = no`, if nobody speaks that; else "
+                   f"net.ipv6.conf.{guard.dev}.addr_gen_mode = 1 before it comes up)")
 
 
 CAPABILITIES: Final = {"CAP_NET_BIND_SERVICE": 10, "CAP_NET_ADMIN": 12, "CAP_NET_RAW": 13}
@@ -8075,68 +8202,108 @@ class Store:
         return True
 
 
-# ==== PEERS =========================================================== I/O ====
+# ==== TABLES ========================================================== I/O ====
 
 
-def run_command(command: list[str], stdin: str, start_new_session: bool = False) -> str:
-    """Its complaints; empty if it succeeded; OSError if it could not be run, or hangs."""
+TALKATIVE: Final = ("LOG_LEVEL", "WG_PROCESS_FOREGROUND")         # with these wireguard-go would stay in front of us
+
+
+def run_child(command: list[str], stdin: str, limit_s: float, own_session: bool = False,
+              ) -> subprocess.CompletedProcess[str]:
+    """OSError, with a text in `strerror`, if it could not be run, or hangs."""
     log.debug("run command=\"%s\"%s", " ".join(command), "".join(f"\n    {line}" for line in stdin.splitlines()))
     try:
-        done = subprocess.run(command, input=stdin, text=True, capture_output=True, check=False, timeout=CHILD_S,
-                              start_new_session=start_new_session)
+        return subprocess.run(command, input=stdin, text=True, errors="replace", capture_output=True, check=False,
+                              timeout=limit_s, start_new_session=own_session,
+                              env={name: os.environ[name] for name in os.environ if name not in TALKATIVE})
     except subprocess.TimeoutExpired:
         raise OSError(errno.ETIMEDOUT, f"{command[0]}: {os.strerror(errno.ETIMEDOUT)}") from None
+    except FileNotFoundError:
+        raise OSError(errno.ENOENT, f"there is no program `{command[0]}`") from None
+
+
+def run_command(command: list[str], stdin: str, own_session: bool = False) -> str:
+    """Its complaints; empty if it succeeded; OSError."""
+    done = run_child(command, stdin, CHILD_S, own_session)
     return "" if done.returncode == 0 else done.stderr.strip() or "failed"
 
 
 def wg(*words_: str, stdin: str = "") -> str:
-    """What `wg` says; OSError says why not, in `strerror`."""
-    log.debug("run command=\"wg %s\"%s", " ".join(words_), "".join(f"\n    {line}" for line in stdin.splitlines()))
-    try:
-        done = subprocess.run(["wg", *words_], input=stdin, text=True, capture_output=True, check=False,
-                              timeout=WG_S)
-    except subprocess.TimeoutExpired:
-        raise OSError(errno.ETIMEDOUT, f"wg: {os.strerror(errno.ETIMEDOUT)}") from None
-    except FileNotFoundError:
-        raise OSError(errno.ENOENT, "there is no program `wg` (wireguard-tools)") from None
+    """What `wg` says; OSError, also if it fails."""
+    done = run_child(["wg", *words_], stdin, WG_S)
     if done.returncode:
         raise OSError(errno.EIO, " ".join(done.stderr.split()) or "wg failed")
     return done.stdout
 
 
-class Peers:
+class WgTables:
     """`wg` to look at the peers of interfaces, and to change them."""
 
     def __init__(self) -> None:
         self.texts: dict[str, str] = {}                           # as it said it last
-        self.states: dict[str, WgState | None] = {}
-        self.whys: dict[str, str] = {}                            # of interfaces that cannot be seen
+        self.states: dict[str, WgState] = {}                      # of interfaces that are there, as they were seen last
+        self.owners: dict[str, dict[Prefix, bytes]] = {}          # ... and whose each allowed IP is
+        self.whys: dict[str, str] = {}                            # of those that cannot be seen now
+        self.hangs_until: dict[str, float] = {}                   # of those of which `wg` has not come back
+        self.looks = Counter[str]()
 
-    def look(self, dev: str) -> WgState | None:
-        """The same as before, if `wg` says the same.  None: there is no such interface."""
+    def look(self, dev: str, is_there: bool) -> WgState | None:
+        """The same object as before, if `wg` says the same, or nothing.  None: there is no such interface."""
         try:
-            text, known = wg("show", dev, "allowed-ips"), self.states.get(dev)
-            if known is None or not known.key or text != self.texts.get(dev):
-                key, port = wg("show", dev, "public-key").strip(), wg("show", dev, "listen-port").strip()
-                known = WgState(b"" if key == "(none)" else public_key(key), int(port), allowed_of(text))
-            self.texts[dev], self.states[dev] = text, known
-            self.whys.pop(dev, None)
+            if not is_there:
+                raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+            if time.monotonic() < self.hangs_until.get(dev, 0.0):
+                return self.states.get(dev)
+            self.read(dev)
+            if self.whys.pop(dev, None) is not None:
+                log.info("sees peers interface=%s peers=%d", dev, len(self.states[dev].peers))
         except (OSError, ValueError) as wrong:
             why = getattr(wrong, "strerror", None) or str(wrong)
+            if getattr(wrong, "errno", None) == errno.ETIMEDOUT:
+                self.hangs_until[dev] = time.monotonic() + 10 * WG_S
             if self.whys.get(dev) != why:
                 log.info("cannot see peers interface=%s why=\"%s\"", dev, why)
-            self.whys[dev], self.states[dev] = why, None
-        return self.states[dev]
+            self.whys[dev] = why
+            if not is_there:
+                self.states.pop(dev, None)
+        return self.states.get(dev)
+
+    def read(self, dev: str) -> None:
+        """Its key and port seldom, as they seldom change."""
+        self.looks[dev] += 1
+        text, known = wg("show", dev, "allowed-ips"), self.states.get(dev)
+        if known is not None and known.key and text == self.texts.get(dev) and self.looks[dev] % LOOKS_A_KEY:
+            return
+        key, port = wg("show", dev, "public-key").strip(), wg("show", dev, "listen-port").strip()
+        state = WgState(b"" if key == "(none)" else public_key(key), int(port), allowed_of(text))
+        self.texts[dev] = text
+        if state != known:
+            self.keep(dev, state)
+
+    def keep(self, dev: str, state: WgState) -> None:
+        self.states[dev] = state
+        self.owners[dev] = {prefix: key for key, allowed in state.peers.items() for prefix in allowed}
+
+    def is_unseen(self, dev: str) -> bool:
+        """There, but `wg` does not say what is on it: then it is what it was."""
+        return dev in self.whys and self.whys[dev] != os.strerror(errno.ENODEV)
 
     def has(self, thing: WgPeer | AllowedIp) -> bool:
-        """As it was seen last."""
+        """As it was seen last; of what cannot be seen one may only say what is on record."""
         state = self.states.get(thing.dev)
+        if self.is_unseen(thing.dev):
+            return True
         allowed = state.peers.get(thing.key) if state is not None else None
         return allowed is not None and (isinstance(thing, WgPeer) or thing.prefix in allowed)
+
+    def is_anothers(self, thing: AllowedIp) -> bool:
+        return self.owners.get(thing.dev, {}).get(thing.prefix, thing.key) != thing.key
 
     def change(self, dev: str, changes: list[tuple[int, WgPeer | AllowedIp, bool]]) -> dict[int, str]:
         """As `peer_list` has them; which failed, and why.  Where there is no interface, nothing is to be removed."""
         state = self.states.get(dev)
+        if self.is_unseen(dev):
+            return {number: self.whys[dev] for number, _, _ in changes}
         if state is None:
             return {number: "no such interface" for number, _, added in changes if added}
         lists, removed, failed = peer_list(state.peers, changes)
@@ -8148,10 +8315,10 @@ class Peers:
                 wg("set", dev, *(word for key in removed[at : at + PEERS_AT_ONCE]
                                  for word in ("peer", show_key(key), "remove")))
         except OSError as why:
-            self.look(dev)
+            self.look(dev, is_there=True)
             return dict.fromkeys((number for number, _, _ in changes), str(why.strerror))
         peers = {key: tuple(lists.get(key, allowed)) for key, allowed in {**state.peers, **lists}.items()}
-        self.states[dev] = state._replace(peers={key: peers[key] for key in peers if key not in removed})
+        self.keep(dev, state._replace(peers={key: peers[key] for key in peers if key not in removed}))
         return failed
 
 
@@ -8163,10 +8330,10 @@ def make_tunnel(thing: Interface, is_there: bool) -> str:
     if not why:
         return ""
     try:                                                          # in a session of its own: it is to outlive us
-        said = run_command(["wireguard-go", thing.dev], "", start_new_session=True)
+        said = run_command(["wireguard-go", thing.dev], "", own_session=True)
         return said.rpartition("\n")[2]                           # before that it recommends the kernel's own
-    except FileNotFoundError:
-        return f"{why} (and there is no wireguard-go)"
+    except OSError as wrong:
+        return f"{why} ({wrong.strerror})"
 
 
 def set_tunnel(thing: Interface, before: Interface | None) -> str:
@@ -8174,7 +8341,8 @@ def set_tunnel(thing: Interface, before: Interface | None) -> str:
     port = ["listen-port", str(thing.port)] if thing.port else []
     peer = ["peer", show_key(thing.peer), "allowed-ips", ",".join(map(str, thing.allowed)),
             "persistent-keepalive", str(thing.keepalive_s)] if thing.peer else []
-    peer += ["endpoint", thing.endpoint] if peer and (before is None or before.endpoint != thing.endpoint) else []
+    known = before is not None and (before.peer, before.endpoint) == (thing.peer, thing.endpoint)
+    peer += ["endpoint", thing.endpoint] if peer and not known else []
     old = ["peer", show_key(before.peer), "remove"] if before and before.peer not in (b"", thing.peer) else []
     try:
         wg("set", thing.dev, "private-key", thing.secret, *port, *old, *peer)
@@ -8289,7 +8457,7 @@ class Kernel:
         self.installed: dict[Key, Thing] = {}
         self.pending: set[Key] = set()                            # could not be made yet
         self.busybox = False
-        self.peers = Peers()
+        self.tables = WgTables()
         self.links = self.seen = Links()                          # now; and when all else was looked at
         self.downed: set[int] = set()                             # interfaces that have been down since
         self.monitor = netlink_socket(RTMGRP, all_but_routes_of_others(mark))
@@ -8329,7 +8497,8 @@ class Kernel:
         self.read_peers(made.values())
         there = self.addresses()
         for key, thing in made.items():
-            if place_of(thing.dev, thing.address) in there if isinstance(thing, Address) else self.has(thing):
+            is_there = place_of(thing.dev, thing.address) in there if isinstance(thing, Address) else self.has(thing)
+            if is_there and not self.is_taken(thing):
                 self.installed[key] = before.get(key, thing)      # with the lifetimes, and all else, that we gave it
 
     def missing(self, made: Mapping[Key, Thing]) -> set[Key]:
@@ -8360,17 +8529,32 @@ class Kernel:
             return place_of(thing.dev, thing.address) in self.addresses()
         if isinstance(thing, Interface):
             return bool(self.links.index(thing.dev))
-        return isinstance(thing, WgPeer | AllowedIp) and self.peers.has(thing)
+        return isinstance(thing, WgPeer | AllowedIp) and self.tables.has(thing)
+
+    def is_taken(self, thing: Thing) -> bool:
+        """Is an interface on record somebody else's now?  Ours has the key that it was made with, or none yet."""
+        if not isinstance(thing, Interface) or not self.links.index(thing.dev):
+            return False
+        try:
+            return wg("show", thing.dev, "public-key").strip() not in ("(none)", show_key(thing.own))
+        except OSError as why:
+            return why.errno == errno.EIO                         # only `wg` itself may say that it is none at all
+
+    def taken(self, made: Mapping[Key, Thing]) -> list[Key]:
+        return [key for key, thing in made.items() if self.is_taken(thing)]
 
     def read_peers(self, among: Iterable[Thing]) -> None:
         """Of the interfaces that these are about."""
         for dev in sorted({thing.dev for thing in among if isinstance(thing, WgPeer | AllowedIp)}):
-            self.peers.look(dev)
+            self.look_at_peers(dev)
+
+    def look_at_peers(self, dev: str) -> WgState | None:
+        return self.tables.look(dev, bool(self.links.index(dev)))
 
     def missed_peers(self, made: Mapping[Key, Thing]) -> set[Key]:
         """What of them, as it was seen last, somebody has removed."""
         return self.lose({key for key, thing in made.items() if isinstance(thing, WgPeer | AllowedIp)
-                          and not self.peers.has(thing)})
+                          and not self.tables.has(thing)})
 
     def lose(self, keys: set[Key]) -> set[Key]:
         """Of what is gone: what was there."""
@@ -8424,7 +8608,7 @@ class Kernel:
                     failed |= {n: why for n, why in said.items() if why}
             except OSError as why:
                 failed |= dict.fromkeys(mine, str(why))
-        return failed | self.run_wg([(n, thing, " add " in line) for n, (thing, line) in enumerate(lines)
+        return failed | self.run_wg([(n, thing, line.split()[1] == "add") for n, (thing, line) in enumerate(lines)
                                      if isinstance(thing, WgThing)])
 
     def run_wg(self, changes: list[tuple[int, WgThing, bool]]) -> dict[int, str]:
@@ -8435,7 +8619,7 @@ class Kernel:
             if not isinstance(thing, Interface):
                 of.setdefault(thing.dev, []).append((number, thing, added))
         for dev, mine in of.items():
-            failed |= self.peers.change(dev, mine)
+            failed |= self.tables.change(dev, mine)
         said = {number: self.set_interface(thing, added) for number, thing, added in changes
                 if isinstance(thing, Interface)}                  # what goes, goes after what is on it
         return failed | {number: why for number, why in said.items() if why}
@@ -8445,6 +8629,7 @@ class Kernel:
             if not added:
                 return run_command(["ip", "link", "del", "dev", thing.dev], "") if self.links.index(thing.dev) else ""
             before = self.installed.get(thing_key(thing))
+            self.tables.texts.pop(thing.dev, None)                # its key and port may be others
             return make_tunnel(thing, bool(self.links.index(thing.dev))) or \
                 set_tunnel(thing, before if isinstance(before, Interface) else None)
         except OSError as why:
@@ -8701,8 +8886,8 @@ class Talker:
         """A name; `gateway` is none, and an interface's neither."""
         grantee = self.node.grantees.get(effect.grantor)
         index = self.kernel.links.index(effect.host)
-        if index and grantee is not None:
-            state, tunnel = self.kernel.peers.look(effect.host), grantee.contact.tunnel
+        if index and grantee is not None and effect.host in [host for host, _ in grantee.contact.addresses]:
+            state, tunnel = self.kernel.look_at_peers(effect.host), grantee.contact.tunnel
             allowed = state.peers.get(grantee.contact.key, ()) if state is not None else ()
             allowed += tunnel.routes if tunnel is not None and tunnel.dev == effect.host else ()
             self.network.resolver.told(effect.grantor, effect.host, places_inside(allowed, index, self.kernel.links))
@@ -9257,6 +9442,7 @@ class Caller:
 
     sock: socket.socket
     path: Path
+    whose: bytes                         # the key of its peer, as far as it is known
     until: float                         # a message, or its answer, has to be through by then
     heard: bytes = b""
     unsent: bytes = b""
@@ -9269,6 +9455,7 @@ class Door:
     def __init__(self, dev: str, index: int) -> None:
         self.dev, self.index = dev, index
         self.callers: list[Caller] = []                           # who was heard last stands last
+        self.rests_until = -inf                                   # nobody is let in: there is no descriptor left
         self.sock = socket.socket(socket.AF_INET6, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
         try:
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -9280,21 +9467,24 @@ class Door:
             self.sock.close()
             raise
 
-    def accept(self, now: Now) -> None:
+    def accept(self, holder: Callable[[str, Prefix], bytes | None], now: Now) -> None:
         for _ in range(BATCH):
             try:
                 sock, place = self.sock.accept()
-            except OSError:
+            except BlockingIOError:
+                return
+            except OSError as why:
+                self.rests_until = now.boot + 1.0 if why.errno in (errno.EMFILE, errno.ENFILE) else -inf
                 return
             sock.setblocking(False)
-            info = bytes(16) + self.index.to_bytes(4, byteorder)
-            self.make_room(place[0])
-            self.callers.append(Caller(sock, Path(place[0].partition("%")[0], place[1], self.index, info),
-                                       now.boot + DOOR_S))
+            path = Path(place[0].partition("%")[0], place[1], self.index, bytes(16) + self.index.to_bytes(4, byteorder))
+            whose = holder(self.dev, parse_host(path.host)) or b""
+            self.make_room(whose)
+            self.callers.append(Caller(sock, path, whose, now.boot + DOOR_S))
 
-    def make_room(self, host: str) -> None:
-        """Who has been silent for longest goes: of these, if they are many, else of all."""
-        like = [caller for caller in self.callers if caller.path.host == host.partition("%")[0]]
+    def make_room(self, whose: bytes) -> None:
+        """Who has been silent for longest goes: of this peer's, if they are many, else of all."""
+        like = [caller for caller in self.callers if caller.whose == whose]
         if len(like) >= DOOR_EACH or len(self.callers) >= DOOR_CALLERS:
             self.end((like if len(like) >= DOOR_EACH else self.callers)[0])
 
@@ -9303,7 +9493,7 @@ class Door:
         caller.sock.close()
 
     def hear(self, caller: Caller) -> bytes | None:
-        """A message, once it is whole; None: not yet.  OSError: that is no message, or the end."""
+        """A message, once it is whole; None: not yet, or it is answered at once, as it is none.  OSError: the end."""
         data = caller.sock.recv(DOOR_MESSAGE + 2)
         caller.heard += data
         if not data:
@@ -9320,10 +9510,11 @@ class Door:
         self.callers.append(caller)
         return message
 
-    def send(self, caller: Caller) -> None:
+    @staticmethod
+    def send(caller: Caller) -> bool:
+        """False: that was all."""
         caller.unsent = caller.unsent[caller.sock.send(caller.unsent) :]
-        if caller.ends and not caller.unsent:
-            raise ConnectionError
+        return bool(caller.unsent) or not caller.ends
 
     def close(self) -> None:
         for sock in (self.sock, *(caller.sock for caller in self.callers)):
@@ -9351,42 +9542,74 @@ class Doors:
         return [(door, caller) for door in self.open.values() for caller in door.callers]
 
     def sockets(self) -> list[Any]:
-        return [*(door.sock for door in self.open.values()),
+        return [*(door.sock for door in self.open.values() if door.rests_until == -inf),
                 *(caller.sock for _, caller in self.callers() if not caller.unsent)]
 
     def writing(self) -> list[Any]:
         return [caller.sock for _, caller in self.callers() if caller.unsent]
 
     def deadline(self) -> float:
-        return min((caller.until for _, caller in self.callers()), default=inf)
+        rests = (door.rests_until for door in self.open.values() if door.rests_until > -inf)
+        return min(chain(rests, (caller.until for _, caller in self.callers())), default=inf)
 
     def serve(self, daemon: Daemon, readable: list[Any], now: Now) -> None:
-        """An answer goes when what it promises has been done; a caller is served once a round."""
+        """What is said in one round is answered together, when what is promised is on disk and in the kernel."""
+        said = [(door, caller, message) for door, caller in self.callers() if caller.sock in readable
+                and not caller.unsent and (message := self.heard(door, caller))]
+        if said:
+            daemon.perform(daemon.meet(now))                      # whose address is it at this moment?
+            self.answer([row for row in said if self.is_known(daemon, *row[:2])], daemon, now)
         for door, caller in self.callers():
-            try:
-                self.attend(door, caller, daemon, readable, now)
-            except BlockingIOError:
-                pass
-            except OSError:
-                caller.until = -inf
-            if caller.until <= now.boot:
+            if caller.until <= now.boot or not self.send(door, caller):
                 door.end(caller)
         for door in self.open.values():
+            door.rests_until = door.rests_until if door.rests_until > now.boot else -inf
             if door.sock in readable:
-                door.accept(now)
+                door.accept(daemon.node.grantor.guards.holder, now)
 
     @staticmethod
-    def attend(door: Door, caller: Caller, daemon: Daemon, readable: list[Any], now: Now) -> None:
+    def heard(door: Door, caller: Caller) -> bytes | None:
+        """A whole message, if there is one now."""
+        try:
+            return door.hear(caller)
+        except BlockingIOError:
+            pass
+        except OSError:
+            caller.until = -inf
+        return None
+
+    @staticmethod
+    def is_known(daemon: Daemon, door: Door, caller: Caller) -> bool:
         """What is said by somebody who is no peer, or no grantee, is not answered."""
-        message = door.hear(caller) if caller.sock in readable and not caller.unsent else None
-        if message is not None:
-            peer = daemon.caller(door.dev, caller.path, now)
-            if peer is None:
-                raise ConnectionError
+        if daemon.caller(door.dev, caller.path) is not None:
+            return True
+        caller.until = -inf
+        return False
+
+    @staticmethod
+    def answer(said: list[tuple[Door, Caller, bytes]], daemon: Daemon, now: Now) -> None:
+        promised = list[set[Key]]()
+        events = []
+        for door, caller, message in said:
+            peer = daemon.caller(door.dev, caller.path)
+            caller.unsent, effects = through_door(daemon.node, peer, message, caller.path, now) if peer else (b"", [])
+            promised.append({save.key for save in effects if isinstance(save, Save) and save.promise})
             caller.until = now.boot + DOOR_S
-            caller.unsent = daemon.let_in(peer, message, caller.path, now)
-        if caller.unsent:
-            door.send(caller)
+            events.append(effects)
+        lost = daemon.perform(events)
+        for (_, caller, _), keys in zip(said, promised, strict=True):
+            if keys & lost:
+                caller.unsent = door_refusal(UNAVAILABLE, "cannot write the lease file")
+
+    @staticmethod
+    def send(door: Door, caller: Caller) -> bool:
+        """False: that was all, or its end."""
+        try:
+            return not caller.unsent or door.send(caller)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
 
 
 # ==== INSTALLING ======================================================= I/O ====
@@ -9401,6 +9624,7 @@ class Installer(Talker):
         self.store.acquire()
         super().__init__(Node(config, load_secret(config, make=True), boot_id(), os.urandom), config.listen)
         self.retry_install = inf
+        self.awaited: set[str] = set()                            # interfaces that are not there, as was said
 
     def install(self, now: Now) -> None:
         """Make the kernel equal to what is wanted, as far as it has changed."""
@@ -9475,6 +9699,8 @@ class Installer(Talker):
                 program = "wg" if isinstance(thing, WgThing) else f"ip -{version_of(thing)}"
                 log.limited("install", "cannot install command=\"%s %s\" why=\"%s\"", program, line, failed[n])
             else:
+                if isinstance(thing, Interface) and key not in self.kernel.installed:
+                    log.info("made interface=%s", thing.dev)
                 self.kernel.installed[key] = thing
 
     def may_make(self, thing: Thing, others: set[Neighbour]) -> bool:
@@ -9482,13 +9708,30 @@ class Installer(Talker):
         if isinstance(thing, Interface):
             return self.may_make_interface(thing)
         dev = thing.reach.dev if isinstance(thing, Route) else getattr(thing, "dev", "")
-        if dev and not self.kernel.links.has(dev, IFF_UP if isinstance(thing, Route) else ~0):
-            if thing_key(thing) not in self.kernel.pending:
-                log.info("waiting for interface=%s", dev)
+        if dev and not self.may_use(dev, IFF_UP if isinstance(thing, Route) else ~0):
             return False
+        if isinstance(thing, AllowedIp):
+            return self.may_allow(thing)
         if isinstance(thing, Route | Rule) or thing_key(thing) in self.node.made:
             return True
         return thing not in others if isinstance(thing, Neighbour) else not self.kernel.has(thing)
+
+    def may_use(self, dev: str, flags: int) -> bool:
+        """It is there; and a tunnel is ours."""
+        if not self.kernel.links.has(dev, flags):
+            if dev not in self.awaited:
+                log.info("waiting for interface=%s", dev)
+            self.awaited.add(dev)
+            return False
+        self.awaited.discard(dev)
+        is_tunnel = any(contact.tunnel is not None and contact.tunnel.dev == dev for contact in self.config.contacts)
+        return not is_tunnel or thing_key(Interface(dev)) in self.kernel.installed
+
+    def may_allow(self, thing: AllowedIp) -> bool:
+        """Not as long as its peer is not there, nor what is there already, or somebody else's."""
+        peer = WgPeer(thing.dev, thing.key)
+        is_peer = self.kernel.has(peer) or thing_key(peer) in self.node.wanted.things
+        return is_peer and not self.kernel.has(thing) and not self.kernel.tables.is_anothers(thing)
 
     def may_make_interface(self, thing: Interface) -> bool:
         """What is there of that name, and not ours, is left alone."""
@@ -9572,9 +9815,10 @@ class Daemon(Installer):
         self.kernel.busybox = is_busybox()
         self.kernel.look()
         self.kernel.look_at_all(self.node.made)
+        self.strike_out(self.kernel.taken(self.node.made), now)
         self.node.adopt(self.kernel.installed.values())
         seen = self.see_links()
-        found = self.see_tunnels(now) if self.is_new and self.config.contacts else []
+        found = self.see_tunnels() if self.is_new and self.config.contacts else []
         self.ports.follow(now)
         self.tell_lacking()
         self.node.wanted.changed |= self.kernel.installed.keys() | self.node.wanted.things.keys()
@@ -9619,8 +9863,11 @@ class Daemon(Installer):
 
     # -- effects -------------------------------------------------------------------------
 
-    def perform(self, events: list[list[Effect]]) -> None:
-        """Save all with one flush, install, then send: nothing is promised that could be forgotten."""
+    def perform(self, events: list[list[Effect]]) -> set[Key]:
+        """Save all with one flush, install, then send: nothing is promised that could be forgotten.
+
+        The new leases that could not be written.
+        """
         now = clock_now()
         lost = self.save([effect for effects in events for effect in effects if isinstance(effect, Save)], now)
         if any(isinstance(effect, Install) for effects in events for effect in effects):
@@ -9633,6 +9880,7 @@ class Daemon(Installer):
                     act(self, effect, now)
         if self.unwritten:
             self.account()
+        return lost
 
     def save(self, saves: list[Save], now: Now) -> set[Key]:
         """The new leases that could not be written."""
@@ -9797,7 +10045,7 @@ class Daemon(Installer):
         lost = self.kernel.lose({thing_key(thing) for thing in gone})
         effects = self.see_links() if look else []
         if look and self.config.guards:
-            self.kernel.peers.texts.clear()                       # its key may be another one
+            self.kernel.tables.texts.clear()                       # its key may be another one
             self.peers_at = now.boot
         if look and self.node.proxies:
             self.ports.forget_ways()
@@ -9806,6 +10054,7 @@ class Daemon(Installer):
             self.kernel.seen = self.kernel.links
             self.routes_at = min(self.routes_at, now.boot)        # the ways too
             try:
+                self.strike_out(self.kernel.taken(self.node.made), now)
                 self.kernel.look_at_all(self.node.made)
                 wanted, installed = self.node.wanted.things, self.kernel.installed
                 lost |= {key for key, thing in wanted.items() if installed.get(key) != thing}
@@ -9833,17 +10082,19 @@ class Daemon(Installer):
         self.peers_at, self.peers_seen = now.boot + PEERS_S if self.config.guards else inf, now.boot
         effects: list[Effect] = []
         guards = self.node.grantor.guards
-        for dev, watch in guards.watches.items():
-            state = self.kernel.peers.look(dev)
-            if state is not watch.state or watch.missing or guards.is_stale:
-                effects += self.node.watched(dev, state, now)
+        for dev, sight in guards.sights.items():
+            state = self.kernel.look_at_peers(dev)
+            if state is not sight.state or sight.missing or guards.is_stale:
+                effects += self.node.saw_peers(dev, state, now)
         self.peers_at = max(self.peers_at, now.boot + 10 * (clock_now().boot - now.boot))        # where `wg` hangs
         self.doors.follow(self.config.guards, self.kernel.links)
+        if effects and any(key[0] == "6 allowed" for key in self.kernel.pending):
+            effects.append(Install())                             # perhaps its peer has come
         lost = self.kernel.missed_peers(self.node.made)
         self.node.wanted.changed |= lost
         return [*effects, *self.repair(now)] if lost else effects
 
-    def see_tunnels(self, now: Now) -> list[Effect]:
+    def see_tunnels(self) -> list[Effect]:
         """Of the interfaces on which addresses are wanted: those on which their grantor is a peer."""
         try:
             tunnels = wg("show", "interfaces").split()
@@ -9851,8 +10102,8 @@ class Daemon(Installer):
             return []
         devs = {(contact, lan.dev) for contact in self.config.contacts for line in contact.lines
                 for lan in line.lans if line.prefix.is_address and contact.install and lan.dev in tunnels}
-        return [effect for contact, dev in devs if (state := self.kernel.peers.look(dev)) is not None
-                and contact.key in state.peers for effect in self.node.assume(contact.name, dev, now)]
+        return [effect for contact, dev in devs if (state := self.kernel.look_at_peers(dev)) is not None
+                and contact.key in state.peers for effect in self.node.assume(contact.name, dev)]
 
     def meet(self, now: Now) -> list[list[Effect]]:
         """WireGuard may know a stranger already; who asks cannot make us look often."""
@@ -9860,22 +10111,10 @@ class Daemon(Installer):
             return []
         return [self.see_peers(now)]
 
-    def caller(self, dev: str, path: Path, now: Now) -> Peer | None:
+    def caller(self, dev: str, path: Path) -> Peer | None:
         """Whose address that is: WireGuard lets nobody else send from it.  None: of no grantee."""
-        guards, host = self.node.grantor.guards, parse_host(path.host)
-        if guards.holder(dev, host) is None:
-            self.perform(self.meet(now))
-        key = guards.holder(dev, host)
+        key = self.node.grantor.guards.holder(dev, parse_host(path.host))
         return self.node.grantor.peer_of(key) if key is not None else None
-
-    def let_in(self, peer: Peer, message: bytes, path: Path, now: Now) -> bytes:
-        """What is promised is written down before it is said; where that cannot be, it is not."""
-        reply, effects = through_door(self.node, peer, message, path, now)
-        self.perform([effects])
-        promised = {save.key for save in effects if isinstance(save, Save) and save.promise}
-        if promised and self.node.grantor.disk_full:
-            return door_refusal(UNAVAILABLE, "cannot write the lease file")
-        return reply
 
     def repair(self, now: Now) -> list[Effect]:
         """At once; where somebody takes it away again and again, once a second."""
@@ -10008,7 +10247,7 @@ class Daemon(Installer):
 
     def tell_lacking(self) -> None:
         """What of the configuration the system does not allow, or makes of no use."""
-        for line in (*lacking(self.config), *hindrances(self.config), *closed_doors(self.config)):
+        for line in (*lacking(self.config), *hindrances(self.config), *tunnel_hindrances(self.config)):
             log.info("warning: %s", line)
 
     def tell_skipped(self) -> None:
@@ -10144,7 +10383,7 @@ def warnings(config: Config) -> Iterator[str]:
                 for pool in config.pools if pool.has_twins)
     yield from (f"warning: [pool {pool.name}] share: [ndp {ndp.dev}] does not answer for what a twin has leased"
                 for pool in config.pools for ndp in config.ndp if pool.has_twins and ndp.leased)
-    yield from (f"warning: {line}" for line in (*hindrances(config), *closed_doors(config)))
+    yield from (f"warning: {line}" for line in (*hindrances(config), *tunnel_hindrances(config)))
     asked = {contact.name: [line.prefix.length for line in contact.lines] for contact in config.contacts}
     yield from (f"warning: [pool {pool.name}] give: [grantor {pool.follows.name}] is asked for nothing that is larger"
                 for pool in config.pools if pool.follows and pool.follows.kind == "grantor"
@@ -10193,7 +10432,8 @@ def wg_peer_text(config: Config, public: str, guard: Guard | None) -> str:
     """As wg-quick's files have it, and others that configure WireGuard."""
     lines = ["[Peer]", f"PublicKey = {public}"]
     if guard is None:
-        return "\n".join([*lines, "# ddpd adds its allowed IPs, and takes them away"])
+        return "\n".join([*lines, "# no [wireguard] is configured here, so no endpoint is known" if config.pools else
+                          "# ddpd adds its allowed IPs, and takes them away"])
     own = [place.host for place in config.listen if place.host not in ("::", "0.0.0.0")]  # noqa: S104 - any address
     place = HostPort(guard.endpoint.host or (own or [socket.gethostname()])[0],
                      guard.endpoint.port or guard.port or WG_PORT)
@@ -10411,6 +10651,10 @@ def clean(options: Options) -> int:
     gone, _ = plan(kernel.installed, {}, kernel.installed)
     lines: list[ThingLine] = [(thing, line) for thing in gone for line in delete_lines(thing, config.mark)]
     failed = kernel.run(lines)
+    if failed:                                                    # some may have gone with others
+        kernel.look()
+        kernel.look_at_all(made)
+        failed = {n: why for n, why in failed.items() if thing_key(lines[n][0]) in kernel.installed}
     if failed:
         raise Fatal(f"cannot remove: {'; '.join(f'{lines[n][1]} ({why})' for n, why in failed.items())}")
     store.save({key_of(made_record(thing)): None for thing in things}, now)

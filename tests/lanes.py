@@ -18,9 +18,11 @@ from typing import IO
 
 NETNS = "tests/netns"
 LATER = [f"{NETNS}/test_netns_{name}.py" for name in ("ndp", "vps", "scan")]    # the last one wants a quiet machine
+TUNNELS = [f"{NETNS}/test_netns_{name}.py" for name in ("wireguard", "door")]
 COMPUTING = [f"--ignore={NETNS}", "-m"]
 LANES = (                                  # each of them one after the other
-    [[NETNS, *(f"--ignore={path}" for path in LATER)]],
+    [[NETNS, *(f"--ignore={path}" for path in LATER + TUNNELS)]],
+    [TUNNELS],
     [[*COMPUTING, "slow"]],
     [[*COMPUTING, "not slow"], LATER],
 )

@@ -139,6 +139,19 @@ def test_beside_other_asks_the_slots_are_the_same_ones() -> None:
     assert said(world, "request_ip=1\nip=0.0.0.0")["ip"] == four and living(world) == sorted([four, str(wide)])
 
 
+def test_no_slot_is_left() -> None:
+    """All 256 are in use; the daemon goes on."""
+    world = World(POOLS + WG.replace("limit = 3", "limit = 256"), [A])
+    for first in range(0, 256, 16):
+        world.stamp += 1
+        ask = ddpd.Ask(stamp=world.stamp, run=A[:8], wants=tuple(
+            ddpd.Want(slot, parse_prefix("::/64")) for slot in range(first, first + 16)))
+        peer = world.node.grantor.peer_of(A)
+        assert peer is not None
+        world.node.grantor.heard(peer, ask, PATH, world.now)
+    assert said(world, "request_ip=1\nip=0.0.0.0") == {"errno": "3", "errmsg": "no slot is left"}
+
+
 def test_for_ever_is_told_as_ten_years() -> None:
     """In 32 bits, and times 8."""
     world = World(POOLS.replace("1h", "forever") + WG, [A])
@@ -173,3 +186,27 @@ def test_a_million_octets_of_dice() -> None:
                 message[dice.randrange(len(message))] = dice.randrange(256)
         assert said(world, bytes(message).replace(b"\n\n", b"\n"))["errno"] in "0123"
     assert set(world.living().values()) <= {A} and len(world.living()) <= 2
+
+
+class Sock:
+    """A connection that is only counted."""
+
+    def __init__(self) -> None:
+        self.is_closed = False
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+def test_who_has_to_go_when_there_is_no_room() -> None:
+    """However many addresses a peer comes from, it drives out only its own; if all are few, who was silent longest."""
+    door = ddpd.Door.__new__(ddpd.Door)
+    door.callers = []
+    socks = {}
+    for n, whose in enumerate([B] + [A] * 100 + [bytes([n]) * 32 for n in range(70)]):
+        door.make_room(whose)
+        socks[n] = Sock()
+        door.callers.append(ddpd.Caller(socks[n], PATH, whose, 10.0))  # type: ignore[arg-type]
+        if n == 100:
+            assert not socks[0].is_closed and sum(caller.whose == A for caller in door.callers) == ddpd.DOOR_EACH
+    assert len(door.callers) == ddpd.DOOR_CALLERS and socks[0].is_closed

@@ -314,7 +314,7 @@ class Installer:
         daemon.store = ddpd.Store(str(tmp_path / "l.json"))
         daemon.store.rewrite([])
         daemon.node = ddpd.Node(ddpd.read_config("", "t"), bytes(32), "b", os.urandom)
-        daemon.unwritten = []
+        daemon.config, daemon.unwritten, daemon.awaited = daemon.node.config, [], set()
         daemon.retry_install = float("inf")
 
     def over(self, *addresses: str) -> tuple[ddpd.Daemon, FakeKernel]:

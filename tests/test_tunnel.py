@@ -15,7 +15,8 @@ KEY = bytes(range(32, 64))
 TUNNEL = "[tunnel wg0]\ngrantor = h\nroutes = fd00:9::/64 10.9.0.0/16\nmtu = 1380\n"
 TOLD: dict[str, Any] = {"wg_key": KEY, "wg_endpoint": ":51820", "wg_allowed": (parse_prefix("::/0"),),
                         "wg_keepalive": 25}
-MADE = Interface("wg0", KEY, "[2001:db8::1]:51820", (parse_prefix("::/0"),), 25, 1380, "/etc/ddpd/key")
+MADE = Interface("wg0", KEY, "[2001:db8::1]:51820", (parse_prefix("::/0"),), 25, 1380, "/etc/ddpd/key",
+                 own=ddpd.keypair(bytes(32)).public)
 
 
 def leaf(more: str = TUNNEL, heard_at: str = "2001:db8::1") -> Leaf:

@@ -84,7 +84,8 @@ class World:
     def look(self, times: int = 1) -> list[ddpd.Effect]:
         effects: list[ddpd.Effect] = []
         for _ in range(times):
-            effects += self.node.watched("wg0", self.state(), self.now)
+            self.boot += ddpd.PEERS_S
+            effects += self.node.saw_peers("wg0", self.state(), self.now)
             lost = {key for key, thing in self.installed.items() if not self.has(thing)}
             self.installed = {key: thing for key, thing in self.installed.items() if key not in lost}
             self.node.wanted.changed |= lost
@@ -99,6 +100,8 @@ class World:
         wanted.changed.clear()
         self.write([(n, thing, False) for n, thing in enumerate(gone)])
         new = [thing for thing in new if ddpd.thing_key(thing) in self.node.made or not self.has(thing)]
+        new = [thing for thing in new if not isinstance(thing, AllowedIp) or thing.key in self.table
+               or ddpd.thing_key(WgPeer("wg0", thing.key)) in things]
         self.node.made |= {ddpd.thing_key(thing): thing for thing in new}
         self.write([(n, thing, True) for n, thing in enumerate(new)])
         self.installed = {key: thing for key, thing in things.items() if key in self.node.made and self.has(thing)}
@@ -295,7 +298,7 @@ def test_what_is_given_to_another_by_hand_ends() -> None:
     world.say(B, [six])
     world.look()
     assert not world.living() and world.table == {A: [], B: [six]}
-    assert world.node.grantor.peers[A].nudged, "it is told to ask again"
+    assert was_nudged(world, A), "it is told to ask again"
     [other] = world.get(A, "::/56")
     assert other != six
 
@@ -329,7 +332,7 @@ def test_while_the_interface_is_away_nobody_has_gone() -> None:
     world = World(peers=[A])
     [six] = world.get(A, "::/56")
     for _ in range(5):
-        world.node.watched("wg0", None, world.now)
+        world.node.saw_peers("wg0", None, world.now)
     assert world.living() == {six: A}
 
 
@@ -411,6 +414,155 @@ def test_a_section_that_goes_takes_its_leases_along() -> None:
     assert not world.living() and world.table == {A: [parse_prefix("fd00::1")]}
 
 
+def test_who_is_removed_by_hand_is_not_added_again() -> None:
+    """Only whom the operator has named is added."""
+    world = World(POOLS + WG + "add_peers = yes\n" + grantee("alice", A), [B])
+    world.get(A, "::/56")
+    world.get(B, "::/56")
+    del world.table[B]
+    world.look(4)
+    assert list(world.living().values()) == [A] and list(world.table) == [A]
+    del world.table[A]
+    world.look(4)
+    assert list(world.living().values()) == [A] and len(world.table[A]) == 1, "this one comes back"
+
+
+def test_a_peer_that_others_need_too_stays() -> None:
+    """It was added; somebody has given it something besides."""
+    world = World(POOLS + WG + "add_peers = yes\n" + grantee("alice", A))
+    [six] = world.get(A, "::/56")
+    other = parse_prefix("192.168.7.0/24")
+    world.say(A, [six, other])
+    world.look()
+    world.ask(A, releases=(0,))
+    assert world.table == {A: [other]}
+
+
+def test_who_is_written_anew_step_by_step_has_lost_nothing() -> None:
+    """Each step is an event, at which we look at once."""
+    world = World(peers=[A])
+    [six] = world.get(A, "::/56")
+    del world.table[A]
+    for _ in range(9):
+        world.node.saw_peers("wg0", world.state(), world.now)
+        world.boot += 0.2
+    world.table[A] = []
+    world.look(2)
+    assert world.living() == {six: A} and world.table == {A: [six]}
+
+
+@pytest.mark.parametrize("between", ["reload", "away"])
+def test_who_has_gone_is_missed_whatever_happens_between(between: str) -> None:
+    world = World(peers=[A, B])
+    world.get(A, "::/56")
+    del world.table[A]
+    world.look()
+    if between == "reload":
+        world.node.reconfigure(ddpd.read_config(world.text, "t"), world.now)
+    else:
+        world.node.saw_peers("wg0", None, world.now)
+    world.look(2)
+    assert not world.living()
+
+
+def test_while_the_interface_is_away_leases_are_renewed_as_they_were() -> None:
+    """And what others have there stays reserved."""
+    world = World(POOLS.replace("10.9.0.0/24", "10.9.0.0/30") + WG, [A, B])
+    world.say(B, [parse_prefix("10.9.0.1"), parse_prefix("10.9.0.2")])
+    world.look()
+    [six] = world.get(A, "::/56")
+    world.node.saw_peers("wg0", None, world.now)
+    assert world.get(A, "::/56") == [six] and not world.get(A, "::/56", "0.0.0.0/32")[1:]
+    [lease] = [lease for lease in world.node.grantor.stock.leased.values() if lease.living]
+    assert lease.reach == ddpd.Reach("", "wg0")
+    world.look()
+    assert world.table[A] == [six]
+
+
+def was_nudged(world: World, key: bytes) -> bool:
+    """Since it was asked the last time."""
+    peer = world.node.grantor.peers[key]
+    nudged, peer.nudged = peer.nudged, 0
+    return nudged > 0
+
+
+def test_who_has_a_tunnel_is_told_that_it_is_another_one() -> None:
+    """Another port, another endpoint, ...: told at once, as any renumbering."""
+    world = World(peers=[A])
+    world.get(A, "::/56")
+    world.look()
+    assert not was_nudged(world, A), "nothing has changed"
+    world.node.reconfigure(ddpd.read_config(world.text + "allowed = fd00::/8\n", "t"), world.now)
+    world.look()
+    assert was_nudged(world, A)
+    world.node.saw_peers("wg0", world.state()._replace(port=4567), world.now)
+    assert was_nudged(world, A) and world.ask(A, "::/56").wg_endpoint == ":4567"
+
+
+@pytest.mark.parametrize("before", ["", "no such section"])
+def test_a_section_that_comes_makes_peers_of_who_has_leases(before: str) -> None:
+    text = POOLS + grantee("alice", A)
+    world = World(text + WG + "add_peers = yes\n")
+    if before:
+        world.get(A, "::/56")
+    world.node.reconfigure(ddpd.read_config(text, "t"), world.now)
+    world.perform()
+    world.get(A, "::/56")
+    assert world.table == {}
+    world.node.reconfigure(ddpd.read_config(world.text, "t"), world.now)
+    world.look()
+    assert was_nudged(world, A)
+    [six] = world.get(A, "::/56")
+    assert world.table == {A: [six]}
+
+
+def test_who_becomes_a_peer_is_told_to_ask() -> None:
+    world = World(POOLS + WG + grantee("alice", A), [B])
+    [six] = world.get(A, "::/56")
+    world.table[A] = []
+    world.look()
+    assert was_nudged(world, A) and world.get(A, "::/56") == [six] and world.table[A] == [six]
+
+
+def test_a_pin_that_is_moved_by_hand() -> None:
+    pin = parse_prefix("10.9.0.7")
+    world = World(POOLS + WG + grantee("alice", A, "pin = 10.9.0.7"), [A, B])
+    world.say(A, [pin])
+    world.look()
+    world.get(A, "0.0.0.0/32")
+    world.say(B, [pin])
+    world.look()
+    assert not world.living() and world.table == {A: [], B: [pin]}
+
+
+def test_what_is_on_file_of_another_boot_is_not_ours() -> None:
+    world = World(peers=[A])
+    [six] = world.get(A, "::/56")
+    records = [record for record in world.node.records(True, world.now) if record["kind"] != "granted"]
+    for record in records:
+        record.update({"boot": "another"} if record["kind"] == "run" else {})
+    world.start(records)
+    assert not world.node.made and world.table == {A: [six]}
+    assert ddpd.key_of(ddpd.made_record(AllowedIp("wg0", A, six))) in world.node.outdated
+
+
+@pytest.mark.parametrize(("was", "says"), [
+    (A, "[grantee alice] was: the key of [grantee alice], too"),
+    (B, "[grantee alice] was: the key of [grantee bob], too")])
+def test_a_key_is_of_one(was: bytes, says: str) -> None:
+    text = POOLS + grantee("alice", A, f"was = {ddpd.show_key(was)}") + grantee("bob", B)
+    with pytest.raises(ddpd.ConfigError) as wrong:
+        ddpd.read_config(text, "f")
+    assert says in str(wrong.value)
+
+
+def test_one_interface_is_not_made_twice() -> None:
+    tunnel = f"[grantor h]\nkey = {ddpd.show_key(A)}\naddress = h\nask = ::/56\n[tunnel wg0]\ngrantor = h\n"
+    with pytest.raises(ddpd.ConfigError, match=r"\[wireguard wg0\]: \[tunnel wg0\] makes it"):
+        ddpd.read_config(POOLS + WG + "add_peers = yes\n" + tunnel, "f")
+    ddpd.read_config(POOLS + WG + "add_peers = yes\nlisten = none\n" + tunnel, "f")
+
+
 def test_what_was_reserved_is_free_again_without_the_section() -> None:
     """And nobody is reached through the interface any more."""
     world = World(POOLS.replace("/48", "/56") + WG + grantee("bob", B), [A, B])
@@ -436,7 +588,7 @@ def test_what_the_status_shows() -> None:
         "added_peers": 1, "allowed_ips": 3, "leased_ips": 2, "made": False}]
     rows = [" ".join(line.split()) for line in ddpd.status_text(said, colours=False).splitlines()]
     assert "wireguard wg0 there 51820 2 1 3 2" in rows
-    world.node.watched("wg0", None, world.now)
+    world.node.saw_peers("wg0", None, world.now)
     assert "wireguard wg0  not there" in ddpd.status_text(ddpd.status_of(world.node, world.now, 9), colours=False)
 
 
@@ -453,10 +605,10 @@ def test_a_thousand_peers_are_written_in_one_go() -> None:
 
 
 def test_a_made_interface_and_what_carries_no_mark_are_on_file() -> None:
-    things: list[ddpd.Thing] = [ddpd.Interface("wg0", A, "192.0.2.1:51820", secret="/k"), ddpd.Interface("wg1"),
+    things: list[ddpd.Thing] = [ddpd.Interface("wg0", A, "192.0.2.1:51820", own=B), ddpd.Interface("wg1"),
                                 WgPeer("wg0", A), AllowedIp("wg0", A, parse_prefix("10.9.0.7"))]
     read = [ddpd.made_of(ddpd.made_record(thing)) for thing in things]
-    assert read == [ddpd.Interface("wg0", A), ddpd.Interface("wg1"), *things[2:]]
+    assert read == [ddpd.Interface("wg0", A, "192.0.2.1:51820", own=B), ddpd.Interface("wg1"), *things[2:]]
     assert all(len(ddpd.line_of("," + str({**ddpd.made_record(thing), "serial": 2**53}))) == ddpd.LINE
                for thing in things)
 
@@ -467,6 +619,7 @@ PREFIXES = st.sampled_from([parse_prefix(text) for text in (
     "::/0", "0.0.0.0/0", "2001:db8::/32", "2001:db8:42:8000::/49", "2001:db8:42:1000::/56", "2001:db8:42:2000::/64",
     "2001:db8:42:3000::7", "10.9.0.0/28", "10.9.0.77", "10.9.0.78", "10.1.0.0/16", "fd00:1::/64",
     "fd00:1::1", "fe80::7")])
+NAMED = KEYS[4:8]                                                 # of these, some are added
 PEERS = st.integers(0, len(KEYS) - 1).map(KEYS.__getitem__)
 
 
@@ -475,7 +628,8 @@ class Operators(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.world = World(peers=KEYS[:6])
+        named = "".join(grantee(f"named{n}", key, "limit = 3\nrate = 1000/1s") for n, key in enumerate(NAMED))
+        self.world = World(POOLS + WG + "add_peers = yes\n" + named, KEYS[:6])
         self.foreign: dict[bytes, list[Prefix]] = {key: [] for key in KEYS[:6]}
 
     @rule(key=PEERS, want=st.sampled_from(["::/56", "::/60", "::/64", "::/128", "0.0.0.0/32"]))
@@ -518,12 +672,23 @@ class Operators(RuleBasedStateMachine):
             self.world.table[key], self.foreign[key] = [], []
             self.world.look()
 
+    @rule()
+    def go_away_and_come_back(self) -> None:
+        self.world.node.saw_peers("wg0", None, self.world.now)
+        self.world.look()
+
+    @rule()
+    def reload(self) -> None:
+        self.world.node.reconfigure(ddpd.read_config(self.world.text, "t"), self.world.now)
+        self.world.look()
+
     @precondition(lambda self: len(self.world.table) > 3)
     @rule(key=PEERS)
     def remove_peer(self, key: bytes) -> None:
         if key in self.world.table:
             del self.world.table[key], self.foreign[key]
             self.world.look(2)
+            assert key in NAMED or key not in self.world.living().values()
 
     @rule(s=st.sampled_from([10.0, 1000.0, 2500.0, 8000.0]))
     def wait(self, s: float) -> None:
@@ -537,7 +702,9 @@ class Operators(RuleBasedStateMachine):
     def what_is_foreign_is_as_it_was_and_ours_are_the_leases(self) -> None:
         ours = self.world.ours()
         for key, listed in self.world.table.items():
-            assert [entry for entry in listed if ours.get(entry) != key] == self.foreign[key]
+            assert [entry for entry in listed if ours.get(entry) != key] == self.foreign.setdefault(key, [])
+        self.foreign = {key: self.foreign[key] for key in self.world.table}
+        assert {*self.world.living().values()} <= {*self.world.table}
         there = {(key, entry) for key, listed in self.world.table.items() for entry in listed}
         foreign = {(key, entry) for key, listed in self.foreign.items() for entry in listed}
         leased = {(key, prefix) for prefix, key in self.world.living().items()}
@@ -552,8 +719,8 @@ def test_guards_with_the_same_peers() -> None:
     """Of two interfaces that know a peer, the first has it."""
     guards = ddpd.read_config(POOLS + WG + WG.replace("wg0", "wg1"), "f").guards
     both = ddpd.Guards(guards)
-    for watch in both.watches.values():
-        watch.see(WgState(HUB, 1, {A: (parse_prefix("fd00::1"),)}))
+    for sight in both.sights.values():
+        sight.see(WgState(HUB, 1, {A: (parse_prefix("fd00::1"),)}), ddpd.Now(0.0, 0.0))
     both.settle({}, ())
     assert both.dev_of(A) == "wg0" and both.agreements()[A].name.startswith("wg0/")
     assert both.dev_of(B) == ""
