@@ -18,7 +18,7 @@ from typing import IO
 
 NETNS = "tests/netns"
 LATER = [f"{NETNS}/test_netns_{name}.py" for name in ("ndp", "vps", "scan")]    # the last one wants a quiet machine
-TUNNELS = [f"{NETNS}/test_netns_{name}.py" for name in ("wireguard", "door")]
+TUNNELS = [f"{NETNS}/test_netns_{name}.py" for name in ("wireguard", "door", "demos")]
 COMPUTING = [f"--ignore={NETNS}", "-m"]
 LANES = (                                  # each of them one after the other
     [[NETNS, *(f"--ignore={path}" for path in LATER + TUNNELS)]],
