@@ -7727,6 +7727,29 @@ def sysctl(name: str) -> int | None:
         return None
 
 
+TALKATIVE: Final = ("LOG_LEVEL", "WG_PROCESS_FOREGROUND")         # with these wireguard-go would stay in front of us
+
+
+def run_child(command: list[str], stdin: str, limit_s: float, own_session: bool = False,
+              ) -> subprocess.CompletedProcess[str]:
+    """OSError, with a text in `strerror`, if it could not be run, or hangs."""
+    log.debug("run command=\"%s\"%s", " ".join(command), "".join(f"\n    {line}" for line in stdin.splitlines()))
+    try:
+        return subprocess.run(command, input=stdin, text=True, errors="replace", capture_output=True, check=False,
+                              timeout=limit_s, start_new_session=own_session,
+                              env={name: os.environ[name] for name in os.environ if name not in TALKATIVE})
+    except subprocess.TimeoutExpired:
+        raise OSError(errno.ETIMEDOUT, f"{command[0]}: {os.strerror(errno.ETIMEDOUT)}") from None
+    except FileNotFoundError:
+        raise OSError(errno.ENOENT, f"there is no program `{command[0]}`") from None
+
+
+def run_command(command: list[str], stdin: str, own_session: bool = False) -> str:
+    """Its complaints; empty if it succeeded; OSError."""
+    done = run_child(command, stdin, CHILD_S, own_session)
+    return "" if done.returncode == 0 else done.stderr.strip() or "failed"
+
+
 def write_sysctl(name: str, value: int) -> None:
     """Of net.ipv6; as far as there is one."""
     try:
@@ -7783,6 +7806,15 @@ def is_anycast(dev: str) -> bool:
     """Is fe80:: of this interface first of all the address of any router there?  Then TCP is not heard at it."""
     flags = [int(row[8], 16) for row in routes_by(dev) or () if row[:2] == ["fe80".ljust(32, "0"), "80"]]
     return bool(flags) and bool(flags[0] & RTF_ANYCAST)
+
+
+def make_unicast(dev: str) -> None:
+    """So that fe80:: can be our address; the kernel does not take it for one beside its own."""
+    if is_anycast(dev):
+        try:
+            run_command(["ip", "-6", "route", "del", "anycast", DOOR_ADDRESS.host, "dev", dev, "table", "local"], "")
+        except OSError as why:
+            log.debug("no unicast interface=%s why=\"%s\"", dev, why.strerror)
 
 
 def tunnel_hindrances(config: Config) -> Iterator[str]:
@@ -8203,29 +8235,6 @@ class Store:
 
 
 # ==== TABLES ========================================================== I/O ====
-
-
-TALKATIVE: Final = ("LOG_LEVEL", "WG_PROCESS_FOREGROUND")         # with these wireguard-go would stay in front of us
-
-
-def run_child(command: list[str], stdin: str, limit_s: float, own_session: bool = False,
-              ) -> subprocess.CompletedProcess[str]:
-    """OSError, with a text in `strerror`, if it could not be run, or hangs."""
-    log.debug("run command=\"%s\"%s", " ".join(command), "".join(f"\n    {line}" for line in stdin.splitlines()))
-    try:
-        return subprocess.run(command, input=stdin, text=True, errors="replace", capture_output=True, check=False,
-                              timeout=limit_s, start_new_session=own_session,
-                              env={name: os.environ[name] for name in os.environ if name not in TALKATIVE})
-    except subprocess.TimeoutExpired:
-        raise OSError(errno.ETIMEDOUT, f"{command[0]}: {os.strerror(errno.ETIMEDOUT)}") from None
-    except FileNotFoundError:
-        raise OSError(errno.ENOENT, f"there is no program `{command[0]}`") from None
-
-
-def run_command(command: list[str], stdin: str, own_session: bool = False) -> str:
-    """Its complaints; empty if it succeeded; OSError."""
-    done = run_child(command, stdin, CHILD_S, own_session)
-    return "" if done.returncode == 0 else done.stderr.strip() or "failed"
 
 
 def wg(*words_: str, stdin: str = "") -> str:
@@ -9656,6 +9665,9 @@ class Installer(Talker):
         ready = [thing for thing in new if self.may_make(thing, others)]
         mark = self.kernel.mark
         lines: list[ThingLine] = [(thing, add_line(thing, mark, now)) for thing in self.recorded(ready, now)]
+        for thing in ready:
+            if isinstance(thing, Address) and thing.address == DOOR_ADDRESS:
+                make_unicast(thing.dev)
         self.note_made(self.kernel.run(lines), lines)
         return {thing_key(thing) for thing in ready if self.kernel.installed.get(thing_key(thing)) != thing}
 

@@ -295,16 +295,18 @@ class Host:
 
     # -- WireGuard ---------------------------------------------------------------------
 
-    def wireguard(self, dev: str, *peers: str, port: int = 51820, name: str = "") -> None:
+    def wireguard(self, dev: str, *peers: str, port: int = 51820, name: str = "", quiet: bool = True) -> None:
         """An interface made by hand, up, with the key of this host's name.
 
+        `quiet`: it has no address of its own accord, as one of the kernel's has none.
         A peer is what `wg set` is told of it: "@leaf allowed-ips fd00::2/128 endpoint 192.0.2.1:51820".
         """
         key = self.folder / f"{self.name}.wg"
         key.write_text(base64.b64encode(secret_of(name or self.name)).decode() + "\n")
         key.chmod(0o600)
         self.sh(f"wireguard-go {dev}")
-        self.sysctl({f"net/ipv6/conf/{dev}/addr_gen_mode": 1})           # as the kernel's own has it
+        if quiet:
+            self.sysctl({f"net/ipv6/conf/{dev}/addr_gen_mode": 1})
         self.sh(f"wg set {dev} private-key {key} listen-port {port}")
         for peer in peers:
             self.sh(with_keys(f"wg set {dev} peer {peer}"))

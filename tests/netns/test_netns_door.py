@@ -8,11 +8,12 @@ import socket
 import statistics
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from daemon import Daemon
-from lab import Lab, eventually, needs, public_of, wg_name
+from lab import Lab, busybox_path, eventually, needs, public_of, wg_name
 
 pytestmark = needs("ip link add dev eth0 type veth && ip tuntap add dev tun0 mode tun && command -v wireguard-go wg")
 
@@ -170,18 +171,35 @@ def test_an_octet_a_second(lab: Lab) -> None:
     assert 9 < ended < 12, ended
 
 
+@pytest.mark.parametrize("path", ["", "busybox"])
+def test_beside_an_address_of_its_own_accord(lab: Lab, path: str) -> None:
+    """With that, a router's kernel takes fe80:: for the address of any router there, at which TCP is not heard."""
+    lab["hub"].ip(f"link del dev {HUB_WG}")
+    eventually(lambda: not Path(f"/run/wireguard/{HUB_WG}.sock").exists())
+    peers = ("@leaf allowed-ips fe80::7/128", "@two allowed-ips fe80::8/128")
+    lab["hub"].wireguard(HUB_WG, *peers, quiet=False)
+    eventually(lambda: "anycast fe80::" in lab["hub"].look(f"-6 route show table local dev {HUB_WG}"))
+    hub = lab["hub"].ddpd(HUB, path=busybox_path(lab.folder) if path else "").start()
+    eventually(lambda: is_served(lab), 15, "the door", every_s=0.5)
+    lab["hub"].ip(f"link set dev {HUB_WG} down")
+    lab["hub"].ip(f"link set dev {HUB_WG} up")
+    eventually(lambda: is_served(lab), 15, "the door, again", every_s=0.5)
+    hub.stop()
+    hub.command("clean")
+
+
+def is_served(lab: Lab) -> bool:
+    try:
+        return said(lab, ANY)["errno"] == "0"
+    except OSError:
+        return False
+
+
 def test_the_door_comes_back_with_its_interface(lab: Lab, hub: Daemon) -> None:
     lab["hub"].ip(f"link del dev {HUB_WG}")
     hub.eventually(lambda: "cannot see peers" in hub.log())
     lab["hub"].wireguard(HUB_WG, "@leaf allowed-ips fe80::7/128", "@two allowed-ips fe80::8/128")
-
-    def is_open() -> bool:
-        try:
-            return said(lab, ANY)["errno"] == "0"
-        except OSError:
-            return False
-
-    eventually(is_open, 15, "the door", every_s=0.5)
+    eventually(lambda: is_served(lab), 15, "the door", every_s=0.5)
     hub.config.write_text(hub.config.read_text() + "dynamic = no\n")
     assert hub.command("reload").returncode == 0
     with pytest.raises(OSError, match=r"refused|timed out"):
