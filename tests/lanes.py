@@ -17,14 +17,14 @@ from contextlib import ExitStack
 from typing import IO
 
 NETNS = "tests/netns"
-LATER = [f"{NETNS}/test_netns_{name}.py" for name in ("ndp", "vps", "scan")]    # the last one wants a quiet machine
-TUNNELS = [f"{NETNS}/test_netns_{name}.py" for name in ("wireguard", "door", "demos")]
+APART = [f"{NETNS}/test_netns_{name}.py" for name in ("wireguard", "door", "demos", "ndp", "vps")]
+LAST = [f"{NETNS}/test_netns_scan.py"]     # wants a machine that has grown quiet
 COMPUTING = [f"--ignore={NETNS}", "-m"]
 LANES = (                                  # each of them one after the other
-    [[NETNS, *(f"--ignore={path}" for path in LATER + TUNNELS)]],
-    [TUNNELS],
+    [[NETNS, *(f"--ignore={path}" for path in APART + LAST)]],
+    [APART],
     [[*COMPUTING, "slow"]],
-    [[*COMPUTING, "not slow"], LATER],
+    [[*COMPUTING, "not slow"], LAST],
 )
 
 

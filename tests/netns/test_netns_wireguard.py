@@ -271,20 +271,16 @@ def test_asked_inside_of_the_tunnel_too(lab: Lab) -> None:
 def test_an_endpoint_by_name_and_told_prefixes(lab: Lab) -> None:
     """Names are looked up here; what is told is written as numbers, and nothing of it is a word of a command."""
     config = HUB + "endpoint = vpn.test:4567\nallowed = 2001:db8::/32\nkeepalive = 7s\n"
-    config = config.replace("address   =", "listen    = 4567\naddress   =")
-    netns = Path(f"/etc/netns/{lab['leaf'].netns}")
-    netns.mkdir(parents=True)
-    try:
-        (netns / "hosts").write_text("127.0.0.1 localhost\n192.0.2.1 vpn.test\n")
-        lab["hub"].ddpd(config).start()
-        leaf = lab["leaf"].ddpd(LEAF).start()
-        leaf.eventually(lambda: is_bound(lab))
-        shown = lab["leaf"].sh(f"wg show {LEAF_WG} dump").splitlines()[1].split("\t")
-        assert shown[2:4] == ["192.0.2.1:4567", "2001:db8::/32"] and shown[7] == "7"
-    finally:
-        for file in netns.iterdir():
-            file.unlink()
-        netns.rmdir()
+    lab["hub"].ddpd(config.replace("address   =", "listen    = 4567\naddress   =")).start()
+    resolv = lab.folder / "resolv.conf"
+    resolv.write_text("nameserver 127.0.0.1\noptions timeout:1 attempts:1\n")
+    lab["leaf"].start("dnsmasq --keep-in-foreground --conf-file=/dev/null --no-resolv --no-hosts --interface=lo "
+                      "--bind-interfaces --host-record=vpn.test,192.0.2.1")
+    mounts = f"mount --make-rprivate / && mount --bind {resolv} /etc/resolv.conf"
+    leaf = lab["leaf"].ddpd(LEAF, wrap=("unshare", "--mount", "sh", "-c", f'{mounts} && exec "$@"', "sh")).start()
+    leaf.eventually(lambda: is_bound(lab), 15)
+    shown = lab["leaf"].sh(f"wg show {LEAF_WG} dump").splitlines()[1].split("\t")
+    assert shown[2:4] == ["192.0.2.1:4567", "2001:db8::/32"] and shown[7] == "7"
 
 
 def test_a_name_that_nobody_knows_makes_no_tunnel(lab: Lab) -> None:
