@@ -6876,7 +6876,7 @@ class Node(Roles):
             for lease in peer.leases:
                 yield lease.record(now)
         for name, grantee in self.grantees.items():
-            for held in grantee.held:
+            for held in [held for held in grantee.held if not held.found]:
                 yield held.record(grantee.contact.key, self.boot, now)
             for line, slot in grantee.slots.items():
                 yield {"kind": "slot", "grantor": name, "line": line, "slot": slot}

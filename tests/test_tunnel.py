@@ -172,3 +172,39 @@ def test_where_a_grantor_is_inside(allowed: str, own: str, expected: list[str]) 
     found = ddpd.places_inside([parse_prefix(text) for text in allowed.split()], 5, links)
     assert [place.host for place in found] == expected
     assert all((place.scope == 5) == place.host.startswith("fe80") for place in found)
+
+
+FOUND = parse_prefix("2001:db8:1:f::7")
+
+
+def with_found() -> Leaf:
+    found = Leaf(lines="::/128 on wg0")
+    found.node.links = ddpd.Links({5: "wg0"}, ((5, FOUND), (5, ddpd.parse_interface("fe80::7/128")),
+                                               (5, ddpd.parse_interface("2001:db8:1:f::8/64"))))
+    assert len(found.node.assume("h", "wg0")) == 1 and found.held() == {str(FOUND): True}
+    return found
+
+
+def test_what_is_found_at_the_first_start_is_asked_for_and_not_on_file() -> None:
+    found = with_found()
+    assert [want.prefix for want in found.ask().wants] == [FOUND]
+    assert not [record for record in found.node.records(True, at(T0)) if record["kind"] in ("held", "made")]
+    assert not found.node.made, "and not ours"
+
+
+@pytest.mark.parametrize(("given", "left_s"), [
+    (FOUND, 3600.0),                                              # confirmed
+    (parse_prefix("2001:db8:1:e::9"), ddpd.FOUND_S),              # one like it instead
+    (parse_prefix("2001:db8:2:e::9"), None),                      # nothing like it: it was never a lease
+    (None, None),                                                 # refused
+])
+def test_what_becomes_of_what_was_found(given: ddpd.Prefix | None, left_s: float | None) -> None:
+    found = with_found()
+    if given is None:
+        found.answer(refusals=(ddpd.Refusal(0, ddpd.Reason.NO_POOL, 60, "none"),))
+    else:
+        found.answer(grant(prefix=given))
+    saves = [effect for effect in found.node.believe("h") if isinstance(effect, ddpd.Save)]
+    left = [held.valid_until - T0 for held in found.grantee.held if held.prefix == FOUND]
+    assert left == ([] if left_s is None else [left_s])
+    assert len(saves) == len(found.node.made) == len(left), "ours as long as it is held"
