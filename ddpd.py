@@ -1507,6 +1507,7 @@ NEAREST: Final = 0                       # the rank that is measured
 HOOK_STYLES: Final = ("ddpd", "odhcp6c", "ahcpd")
 HANDED: Final = ("resolv", "dnsmasq", "radvd", "dhcp")            # files for others
 GLOBAL, LOCAL, LINKLOCAL = parse_prefix("2000::/3"), parse_prefix("fc00::/7"), parse_prefix("fe80::/10")
+PRIVATE: Final = (LOCAL, *map(parse_prefix, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10")))
 NEVER: Final = tuple(map(parse_prefix, ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3")))
 
 
@@ -3240,14 +3241,17 @@ class Guards:
         return {key: agreement for sight in reversed(self.sights.values())
                 for key, agreement in sight.agreements.items()}
 
-    def told(self, dev: str, is_inside: bool) -> dict[str, Any]:
-        """What a grantee needs for a tunnel to this interface.  is_inside: it asked through it, so knows the way."""
+    def told(self, dev: str, asked_at: str | None = "") -> dict[str, Any]:
+        """What a grantee needs for a tunnel to this interface.  asked_at: by which of our addresses, if that is known.
+
+        None: it asked inside of the tunnel, so it knows the way.
+        """
         sight = self.sights.get(dev)
         if sight is None or sight.state is None or not sight.state.key:
             return {}
         guard, state = sight.guard, sight.state
-        endpoint = guard.endpoint._replace(port=guard.endpoint.port or state.port)
-        place = str(endpoint) if endpoint.host or not is_inside else None
+        endpoint = HostPort(guard.endpoint.host or asked_at or "", guard.endpoint.port or state.port)
+        place = str(endpoint) if guard.endpoint.host or asked_at is not None else None
         found = {"wg_key": state.key, "wg_endpoint": place, "wg_allowed": guard.allowed,
                  "wg_keepalive": guard.keepalive_s or None}
         return {name: value for name, value in found.items() if value not in NOTHING}
@@ -3315,6 +3319,11 @@ class Path(NamedTuple):
     def __str__(self) -> str:
         address = parse_host(self.host)
         return f"{address.host}:{self.port}" if address.version == 4 else f"[{address.host}]:{self.port}"
+
+    @property
+    def asked_at(self) -> str:
+        """The local address; empty if it is not known."""
+        return parse_host(inet_ntop(AF_INET6, self.info[:16])).host if any(self.info[:16]) else ""
 
     @property
     def interface(self) -> int:
@@ -4345,7 +4354,7 @@ class Keeper(Decider):
     def tell_anew(self, dev: str) -> None:
         """Who has a tunnel there is told to ask, if it is another one now."""
         sight, before = self.guards.sights[dev], self.guards.sights[dev].said
-        sight.said = self.guards.told(dev, is_inside=False)
+        sight.said = self.guards.told(dev)
         if before not in (None, sight.said):
             self.restless |= {lease.key for lease in self.stock.leased.values() if lease.dev == dev}
 
@@ -4697,7 +4706,8 @@ class Grantor(Keeper):
         leases += [lease for lease in peer.leases if lease.state is LeaseState.DEPRECATED]
         answer = self.answer(peer, ask, leases, refusals, now)
         dev = next((lease.dev for lease in leases if lease.dev in self.guards.sights), None)
-        return replace(answer, **self.guards.told(dev, self.links.names.get(path.interface) == dev)) if dev else answer
+        is_inside = self.links.names.get(path.interface) == dev
+        return replace(answer, **self.guards.told(dev, None if is_inside else path.asked_at)) if dev else answer
 
     def decide_all(self, peer: Peer, ask: Ask, now: Now) -> tuple[list[Lease], tuple[Refusal, ...]]:
         """Slot by slot: what one gets is taken before the next is decided."""
@@ -4881,7 +4891,7 @@ class Grantor(Keeper):
 
 # ==== HOLDINGS ======================================================= pure ====
 #
-# What a grantee holds, and how its slots and subnets are numbered.
+# What a grantee holds, how its slots and subnets are numbered, and where it may ask.
 
 
 def clock(instant: float) -> float:
@@ -4975,6 +4985,35 @@ def lan_address(prefix: Prefix, number: int, suffix: int) -> Prefix | None:
     return subnet._replace(first=subnet.first + suffix)
 
 
+def places_of(host: str, gateways: Iterable[Gateway]) -> tuple[Path, ...]:
+    """Where `gateway`, or `gateway%IF`, is: the default routers, each once."""
+    dev = host.partition("%")[2]
+    found = [Path("::ffff:" * (gateway.version == 4) + gateway.reach.via, 0,
+                  gateway.scope if gateway.reach.via.startswith("fe80:") else 0)
+             for gateway in gateways if gateway.reach.via and dev in ("", gateway.reach.dev)]
+    return tuple(dict.fromkeys(found))
+
+
+def is_behind(told: str, answers_at: Prefix) -> bool:
+    """Does a grantor that answers there tell an address that is nothing to us, as something has changed it?"""
+    if not told or not is_numeric(told):
+        return not told
+    return any(private.holds(parse_host(told)) and not private.holds(answers_at) for private in PRIVATE)
+
+
+def places_inside(allowed: Iterable[Prefix], index: int, links: Links) -> tuple[Path, ...]:
+    """Where the grantor may be inside of a tunnel of this index: its own addresses, else the first of a subnet."""
+    allowed = [prefix for prefix in allowed if not is_vast(prefix)] or list(allowed)
+    singles = [prefix for prefix in allowed if prefix.is_address]
+    subnets = [own.network(own.length) for at, own in links.addresses if at == index and not own.is_address
+               and any(prefix.overlaps(own) for prefix in allowed)]
+    subnets += [prefix for prefix in allowed if not prefix.is_address and not is_vast(prefix)]
+    singles += [Prefix(subnet.version, subnet.first + (not LINKLOCAL.holds(subnet)), WIDTH[subnet.version])
+                for subnet in subnets]
+    return tuple(Path(inet_ntop(AF_INET6, mapped(host)), 0, index if LINKLOCAL.holds(host) else 0)
+                 for host in dict.fromkeys(singles) if not links.is_own(host))
+
+
 # ==== GRANTEE ======================================================== pure ====
 #
 # One state machine for each grantor.  What is not in TABLE does not happen.
@@ -5007,28 +5046,6 @@ REBIND_S: Final = 30.0                   # after a start, until other addresses 
 SILENT_S: Final = 8.0                    # when the next patience is this long, a person is told
 SHORT_S: Final = 8.0                     # an exit with a short T1 that comes back is found again in this time, or T1
 LOOKUP_S: Final = 5.0                    # between two look-ups of a name, while nobody answers
-
-
-def places_of(host: str, gateways: Iterable[Gateway]) -> tuple[Path, ...]:
-    """Where `gateway`, or `gateway%IF`, is: the default routers, each once."""
-    dev = host.partition("%")[2]
-    found = [Path("::ffff:" * (gateway.version == 4) + gateway.reach.via, 0,
-                  gateway.scope if gateway.reach.via.startswith("fe80:") else 0)
-             for gateway in gateways if gateway.reach.via and dev in ("", gateway.reach.dev)]
-    return tuple(dict.fromkeys(found))
-
-
-def places_inside(allowed: Iterable[Prefix], index: int, links: Links) -> tuple[Path, ...]:
-    """Where the grantor may be inside of a tunnel of this index: its own addresses, else the first of a subnet."""
-    allowed = [prefix for prefix in allowed if not is_vast(prefix)] or list(allowed)
-    singles = [prefix for prefix in allowed if prefix.is_address]
-    subnets = [own.network(own.length) for at, own in links.addresses if at == index and not own.is_address
-               and any(prefix.overlaps(own) for prefix in allowed)]
-    subnets += [prefix for prefix in allowed if not prefix.is_address and not is_vast(prefix)]
-    singles += [Prefix(subnet.version, subnet.first + (not LINKLOCAL.holds(subnet)), WIDTH[subnet.version])
-                for subnet in subnets]
-    return tuple(Path(inet_ntop(AF_INET6, mapped(host)), 0, index if LINKLOCAL.holds(host) else 0)
-                 for host in dict.fromkeys(singles) if not links.is_own(host))
 
 
 class Grantee:
@@ -5229,17 +5246,18 @@ class Grantee:
         return effects + self.step(Event.ANSWERED, now)
 
     def find_endpoint(self, now: Now) -> list[Effect]:
-        """Where the other end of the tunnel is; told without a host, where it answered."""
+        """Where the other end of the tunnel is."""
         try:
             told = parse_endpoint(self.options.pop("wg_endpoint", ""))
         except ValueError:
             told = HostPort("", 0)
         if told.port and self.heard_at is not None:
-            host = told.host or parse_host(self.heard_at.host).host
+            answers_at = parse_host(self.heard_at.host)
+            host = answers_at.host if is_behind(told.host, answers_at) else told.host
             self.endpoint = HostPort(host, told.port)
             if is_numeric(host):
                 at = Path(inet_ntop(AF_INET6, mapped(parse_host(host))), 0)
-                self.found[host] = (at if told.host else self.heard_at,)
+                self.found[host] = (self.heard_at if host == answers_at.host else at,)
         if self.endpoint.port:
             self.options["wg_endpoint"] = str(self.endpoint)
         self.settle_interface()

@@ -99,6 +99,20 @@ def test_an_endpoint_that_moves() -> None:
     assert wanted(found) == MADE._replace(endpoint="[fe80::1%3]:51820")
 
 
+@pytest.mark.parametrize(("told", "answers_at", "expected"), [
+    ("192.168.1.2:51820", "::ffff:203.0.113.1", "203.0.113.1:51820"),       # a port is forwarded to it
+    ("192.168.1.2:51820", "::ffff:192.168.1.9", "192.168.1.2:51820"),
+    ("[fd00::2]:51820", "2001:db8::1", "[2001:db8::1]:51820"),
+    ("203.0.113.7:51820", "::ffff:192.168.1.9", "203.0.113.7:51820"),
+    ("[fe80::1]:51820", "fe80::1", "[fe80::1%3]:51820"),
+])
+def test_an_endpoint_behind_something_that_changes_addresses(told: str, answers_at: str, expected: str) -> None:
+    found = leaf()
+    found.grantee.heard_at = Path(answers_at, 3373, 3 if answers_at == "fe80::1" else 0)
+    found.answer(grant(), **TOLD | {"wg_endpoint": told})
+    assert wanted(found) == MADE._replace(endpoint=expected)
+
+
 def test_an_endpoint_with_a_name() -> None:
     """Looked up here, by the family in which the grantor answers; and again while nobody answers."""
     found = leaf()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import socket
 from collections.abc import Iterable
 from itertools import chain
 from typing import Any
@@ -233,6 +234,17 @@ def test_what_a_tunnel_needs_is_told() -> None:
     answer = world.ask(A, "::/56")
     assert (answer.wg_endpoint, answer.wg_keepalive) == (":51820", 25)
     assert answer.wg_allowed == (parse_prefix("0.0.0.0/0"), parse_prefix("::/0"))
+
+
+@pytest.mark.parametrize(("asked_at", "endpoint"), [
+    ("::ffff:192.0.2.1", "192.0.2.1:51820"), ("2001:db8::1", "[2001:db8::1]:51820"), ("::", ":51820")])
+def test_the_endpoint_is_where_was_asked(asked_at: str, endpoint: str) -> None:
+    world = World(peers=[A])
+    peer = world.node.grantor.peer_of(A)
+    assert peer is not None
+    ask = ddpd.Ask(stamp=1, run=A[:8], wants=(ddpd.Want(0, parse_prefix("::/56")),))
+    path = ddpd.Path("2001:db8:e::2", 5000, 0, socket.inet_pton(socket.AF_INET6, asked_at) + (2).to_bytes(4, "little"))
+    assert world.node.grantor.heard(peer, ask, path, world.now)[0].wg_endpoint == endpoint
 
 
 def test_who_asks_through_the_tunnel_is_not_told_where_it_is() -> None:
