@@ -249,7 +249,8 @@ def test_of_ten_thousand_others_none_is_answered(story: Story) -> None:
             eventually(partial(advertises, story, leased[n // 100 % 99]), what="it is answered", every_s=0.001)
     story.ask(story.single)                                           # what comes first is answered first
     eventually(partial(advertises, story, story.single))
-    assert {seen.target for seen in story.advertised()} == {*leased, story.single}
+    advertised = {seen.target for seen in story.advertised() if not seen.target.startswith("fe80:")}   # a kernel's own
+    assert advertised == {*leased, story.single}
 
 
 def advertises(story: Story, target: str) -> bool:
