@@ -86,12 +86,16 @@ class Daemon:
     def start(self) -> Daemon:
         """Start it, and return when it answers on its control socket."""
         assert not self.running(), f"{self.name} runs already"
-        with self.logfile.open("ab") as log:
-            self.process = subprocess.Popen(self.argv(), stdin=subprocess.DEVNULL, stdout=log,
-                                            stderr=log, env=self.env)
-        print(f"[+] {self.name}: started, pid {self.process.pid}")
+        print(f"[+] {self.name}: started, pid {self.launch().pid}")
         self.eventually(lambda: self.command("status", "--json").returncode == 0, START_S)
         return self
+
+    def launch(self, *command: str) -> subprocess.Popen[bytes]:
+        """Start it and do not wait: it may be killed before it has read its config."""
+        with self.logfile.open("ab") as log:
+            self.process = subprocess.Popen(self.argv(*command), stdin=subprocess.DEVNULL, stdout=log,
+                                            stderr=log, env=self.env)
+        return self.process
 
     def stop(self) -> int:
         """SIGTERM; the exit code."""

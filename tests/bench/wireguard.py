@@ -17,7 +17,6 @@ import base64
 import json
 import os
 import resource
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -64,17 +63,11 @@ def until(truth: Callable[[], object], began: float) -> float:
     return 1000 * (time.perf_counter() - began)
 
 
-def launch(daemon: Daemon) -> float:
-    """Started, and not waited for."""
-    with daemon.logfile.open("ab") as log:
-        began = time.perf_counter()
-        daemon.process = subprocess.Popen(daemon.argv(), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-    return began
-
-
 def by_ddpd(lab: Lab, hub: Daemon) -> float:
     leaf = lab["leaf"].ddpd(LEAF)
-    took_ms = until(lambda: lab["leaf"].reaches("fd00:9::1"), launch(leaf))
+    began = time.perf_counter()
+    leaf.launch()
+    took_ms = until(lambda: lab["leaf"].reaches("fd00:9::1"), began)
     leaf.command("release")
     leaf.eventually(lambda: LEAF_WG not in lab["leaf"].look("link show"))
     leaf.kill()
@@ -164,11 +157,10 @@ def by_start(lab: Lab, hub: Daemon) -> tuple[float, float, int]:
     write_leases(hub)
     hub.logfile.write_text("")
     began = time.perf_counter()
-    with hub.logfile.open("ab") as log:
-        hub.process = subprocess.Popen(hub.argv("run", "-v"), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    pid = hub.launch("run", "-v").pid
     until(lambda: "started version" in hub.log(), began)
     until(lambda: is_whole(lab) and len(lab["hub"].routes()) == PEERS, began)
-    took_s, cpu_s = time.perf_counter() - began, used_s(hub.process.pid)
+    took_s, cpu_s = time.perf_counter() - began, used_s(pid)
     hub.stop()
     return took_s, cpu_s, hub.log().count('run command="wg ')
 

@@ -15,7 +15,6 @@ import json
 import os
 import re
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -81,9 +80,7 @@ STEPS: dict[str, Callable[[], float]] = {
 def launch(*daemons: Daemon) -> None:
     """Start them all, then wait for all."""
     for daemon in daemons:
-        with daemon.logfile.open("ab") as log:
-            daemon.process = subprocess.Popen(daemon.argv(), stdin=subprocess.DEVNULL, stdout=log,
-                                              stderr=log, env=daemon.env)
+        daemon.launch()
     for daemon in daemons:
         daemon.eventually(lambda daemon=daemon: shown(daemon), 20)       # type: ignore[misc]
 

@@ -9,7 +9,6 @@
 import json
 import os
 import random
-import subprocess
 import time
 from collections.abc import Iterator
 from ipaddress import ip_network
@@ -59,13 +58,6 @@ def lab() -> Iterator[Lab]:
         lab["exit"].bridge("br", *NAMES)
         lab["exit"].address("br", "192.0.2.1/24")
         yield lab
-
-
-def launch(daemon: Daemon) -> None:
-    """Start it and do not wait: the next kill may come before it has read its config."""
-    with daemon.logfile.open("ab") as log:
-        daemon.process = subprocess.Popen(daemon.argv(), stdin=subprocess.DEVNULL, stdout=log,
-                                          stderr=log, env=daemon.env)
 
 
 def crash(daemon: Daemon) -> None:
@@ -122,7 +114,7 @@ def test_two_hundred_kills(lab: Lab) -> None:
     daemons = {name: lab[name].ddpd(EXIT if name == "exit" else GRANTEE)
                for name in ("exit", *NAMES)}
     for daemon in daemons.values():
-        launch(daemon)
+        daemon.launch()
     eventually(lambda: promised(daemons), 15, "all are bound", every_s=0.5)
     first = {name: ours(lab[name]) for name in NAMES}
     assert overlapping(first) == []
@@ -131,7 +123,7 @@ def test_two_hundred_kills(lab: Lab) -> None:
         time.sleep(dice.random() * 0.3)
         crash(victim)
         time.sleep(dice.random() ** 3 * 0.3)
-        launch(victim)
+        victim.launch()
         print(f"[{kill}] {victim.name}")
         look(lab, first)
         assert forgotten(daemons["exit"], first) == []

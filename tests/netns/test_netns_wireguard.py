@@ -542,9 +542,7 @@ def run_killed(daemon: Daemon, folder: Path, at: int, when: str, until: Callable
     """Start it, to be killed at its n-th command; was it?"""
     (folder / "count").write_text("0")
     daemon.env = {**daemon.env, "KILL_AT": str(at), "WHEN": when}
-    with daemon.logfile.open("ab") as log:
-        daemon.process = subprocess.Popen(daemon.argv(), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                                          env=daemon.env)
+    daemon.launch()
     end = time.monotonic() + within_s
     while time.monotonic() < end and daemon.running() and not until():
         time.sleep(0.01)
