@@ -142,9 +142,9 @@ WAY_S:          Final = 1.0            # seconds in which a route may end, or it
 MAX_CELLS:      Final = 4096           # routes among which `auto` finds out which addresses go the same way
 DRAIN:          Final = 256            # frames taken from one interface before others are served
 PEERS_S:        Final = 3.0            # seconds between two looks at WireGuard's peers; who is missed so long has gone
+PEERS_GAP_S:    Final = 1.0            # ... at least, though strangers ask who may be new ones
 WG_S:           Final = 2.0            # seconds that `wg` may take
 LOOKS_A_KEY:    Final = 10             # looks, of which in one an interface's own key and port are read too
-PEERS_GAP_S:    Final = 1.0            # ... at least, though strangers ask who may be new ones
 MAX_ALLOWED:    Final = 24             # allowed IPs that are told to a grantee
 PEERS_AT_ONCE:  Final = 500            # peers that one `wg` removes
 DOOR_CALLERS:   Final = 64             # connections at once to the door of wg-dynamic, an interface ...
@@ -1250,8 +1250,8 @@ def is_numeric(host: str) -> bool:
     return ":" in host or host.replace(".", "").isdigit()
 
 
-def host_port(text: str) -> HostPort:
-    """`name:port`, `[v6]:port`, `v4`, `v6`, `gateway%IF`; the port may be left out."""
+def host_port(text: str, unsaid: int = PORT) -> HostPort:
+    """`name:port`, `[v6]:port`, `v4`, `v6`, `gateway%IF`; the port may be left out, and is then `unsaid`."""
     if text.startswith("["):
         host, bracket, port = text[1:].partition("]")
         if not bracket or port[:1] not in (":", ""):
@@ -1266,7 +1266,7 @@ def host_port(text: str) -> HostPort:
         device(host.partition("%")[2])
     elif not is_name(host):
         raise ValueError(f"'{host}' is neither an address nor a host name")
-    return HostPort(host, whole(1, 65535)(port.removeprefix(":")) if port.removeprefix(":") else PORT)
+    return HostPort(host, whole(1, 65535)(port.removeprefix(":")) if port.removeprefix(":") else unsaid)
 
 
 def parse_endpoint(text: str) -> HostPort:
@@ -1275,11 +1275,10 @@ def parse_endpoint(text: str) -> HostPort:
         return HostPort("", 0)
     if text[0] == ":":
         return HostPort("", whole(1, 65535)(text[1:]))
-    place = host_port(text)
+    place = host_port(text, unsaid=0)
     if is_gateway(place.host):
         raise ValueError(f"'{text}' is no endpoint (such as vpn.example.net:51820)")
-    has_port = text.endswith(f":{place.port}") and (text[0] == "[" or text.count(":") == 1)
-    return place if has_port else place._replace(port=0)
+    return place
 
 
 def parse_port(text: str) -> int | None:
@@ -1518,6 +1517,14 @@ def is_nobodys(prefix: Prefix) -> bool:
     return any(never.overlaps(prefix) for never in NEVER)
 
 
+TERMS: Final = {                         # of an agreement, with one grantee or with each peer of an interface
+    "pools":    Setting(words, None, "pools from which is given, in this order"),
+    "limit":    Setting(whole(1, 256), "1", "leases a family"),
+    "lengths":  Setting(parse_lengths, "", "lengths that may be had; default all that the pools give"),
+    "total":    Setting(many(parse_prefix), "", "at most as much as this in all, a family: ::/52 0.0.0.0/28"),
+    "lifetime": Setting(parse_bounds, "forever", "[MIN-]MAX: bounds of the pools' lifetimes"),
+    "rate":     Setting(parse_rate, "5/30s", "new leases: so many at once, and as many more in that time"),
+}
 SETTINGS: Final[dict[str, dict[str, Setting]]] = {
     "ddpd": {
         "key":      Setting(path_name, "/etc/ddpd/key", "private key, as `wg genkey` writes it; made if missing"),
@@ -1553,13 +1560,8 @@ SETTINGS: Final[dict[str, dict[str, Setting]]] = {
     },
     "grantee": {
         "key":     Setting(public_key, None, "its public key"),
-        "pools":   Setting(words, None, "pools it is given from, in this order"),
-        "limit":   Setting(whole(1, 256), "1", "leases a family"),
-        "lengths": Setting(parse_lengths, "", "lengths it may have; default all that the pools give"),
-        "total":   Setting(many(parse_prefix), "", "at most as much as this in all, a family: ::/52 0.0.0.0/28"),
-        "lifetime": Setting(parse_bounds, "forever", "[MIN-]MAX: bounds of the pools' lifetimes"),
+        **TERMS,
         "until":   Setting(lambda text: parse_date(text) if text else inf, "", "day on which the agreement is over"),
-        "rate":    Setting(parse_rate, "5/30s", "new leases: so many at once, and as many more in that time"),
         "pin":     Setting(many(parse_prefix), "", "prefixes that are its own, whatever the pools say"),
         "route":   Setting(parse_route, "auto", "how its leases are reached: auto, dev IF, via ADDRESS [dev IF], none"),
         "was":     Setting(many(public_key), "", "keys that it had before: what they were leased is its own"),
@@ -1590,12 +1592,7 @@ SETTINGS: Final[dict[str, dict[str, Setting]]] = {
         "deny":     Setting(many(parse_v6), "", "no answer for these"),
     },
     "wireguard": {
-        "pools":     Setting(words, None, "pools from which each peer of the interface is given, in this order"),
-        "limit":     Setting(whole(1, 256), "1", "leases a family, of each"),
-        "lengths":   Setting(parse_lengths, "", "lengths they may have; default all that the pools give"),
-        "total":     Setting(many(parse_prefix), "", "at most as much as this in all, a family, of each"),
-        "lifetime":  Setting(parse_bounds, "forever", "[MIN-]MAX: bounds of the pools' lifetimes"),
-        "rate":      Setting(parse_rate, "5/30s", "new leases of each: so many at once, and as many more in that time"),
+        **TERMS,
         "add_peers": Setting(yes_no, "no", "a [grantee] that is granted something becomes a peer, until it ends"),
         "listen":    Setting(parse_port, "", "UDP port: with it, and our key, the interface is made if there is none; "
                              "default 51820, or the endpoint's, with add_peers; `none`: never"),
@@ -2074,10 +2071,14 @@ def read_pool(section: Section, hold_s: float) -> Pool:
         raise section.error(key, what) from None
 
 
+def check_pools(section: Section, names: Iterable[str], pools: Mapping[str, Pool]) -> None:
+    for name in names:
+        section.check("pools", name not in pools, f"no pool named '{name}' (have: {', '.join(pools) or 'none'})")
+
+
 def read_agreement(section: Section, pools: Mapping[str, Pool]) -> Agreement:
     got = section.parsed()
-    for name in got["pools"]:
-        section.check("pools", name not in pools, f"no pool named '{name}' (have: {', '.join(pools) or 'none'})")
+    check_pools(section, got["pools"], pools)
     section.check("was", got["key"] in got["was"], "the key that it has now")
     return Agreement(section.name, got["key"], tuple(got["pools"]), got["limit"], got["lengths"], got["pin"],
                      got["route"], got["total"], got["lifetime"], got["until"], got["rate"], got["was"])
@@ -2093,8 +2094,7 @@ def section_device(section: Section) -> str:
 
 def read_guard(section: Section, pools: Mapping[str, Pool], secret: str) -> Guard:
     got, dev = section.parsed(), section_device(section)
-    for name in got["pools"]:
-        section.check("pools", name not in pools, f"no pool named '{name}' (have: {', '.join(pools) or 'none'})")
+    check_pools(section, got["pools"], pools)
     agreement = Agreement(dev, b"", tuple(got["pools"]), got["limit"], got["lengths"], (), "auto", got["total"],
                           got["lifetime"], inf, got["rate"])
     keepalive_s, port = got["keepalive"] or 0, got["listen"]
@@ -3161,7 +3161,10 @@ class Sight:
             self.expect(key)
 
     def see(self, state: WgState | None, now: Now) -> list[bytes]:
-        """The peers that have gone: twice not there, and not just written anew.  While the interface is away, none."""
+        """The peers that have gone: for so long not there that they are not just written anew.
+
+        While the interface is away, none.
+        """
         self.state = state
         if state is None:
             return []
@@ -6311,7 +6314,7 @@ class Roles:
         self.numbered: list[Effect] = []                          # slots to be written down at the start
         self.outdated: list[Key] = []                             # in the lease file, and no longer true
         self.secret = secret
-        self.found, self.lent = dict[str, list[Address]](), set[Prefix]()     # see `assume`; ... had of those above
+        self.found, self.lent = dict[str, list[Address]](), set[Prefix]()     # see `assume`; to pools, from above
         self.proxies, self.deaf = dict[str, Proxy](), dict[str, str]()     # by interface; of those not heard, why
         self.add_grantees(config)
         self.settle_pools(Now(0.0, 0.0), anew=True)
@@ -8482,6 +8485,7 @@ class Kernel:
     def __init__(self, mark: int) -> None:
         self.mark = mark
         self.installed: dict[Key, Thing] = {}
+        self.taken: list[Key] = []                                # on record, and somebody else's now
         self.pending: set[Key] = set()                            # could not be made yet
         self.busybox = False
         self.tables = WgTables()
@@ -8512,7 +8516,7 @@ class Kernel:
         return self.links
 
     def look_at_all(self, made: Mapping[Key, Thing]) -> None:
-        """`installed` becomes what is there and ours: by its mark, or by our record."""
+        """`installed` becomes what is there and ours: by its mark, or by our record; `taken` what is so no more."""
         found: list[Thing | None] = [route_of(body, self.mark, self.links.names)
                                     for _, body in self.dump_routes(0, self.mark, 0)]
         rules = {rule_of(body, self.mark) for _, body in self.dump("rule")}
@@ -8523,9 +8527,10 @@ class Kernel:
         self.installed = {thing_key(thing): thing for thing in found if thing is not None}
         self.read_peers(made.values())
         there = self.addresses()
+        self.taken = [key for key, thing in made.items() if self.is_taken(thing)]
         for key, thing in made.items():
             is_there = place_of(thing.dev, thing.address) in there if isinstance(thing, Address) else self.has(thing)
-            if is_there and not self.is_taken(thing):
+            if is_there and key not in self.taken:
                 self.installed[key] = before.get(key, thing)      # with the lifetimes, and all else, that we gave it
 
     def missing(self, made: Mapping[Key, Thing]) -> set[Key]:
@@ -8566,9 +8571,6 @@ class Kernel:
             return wg("show", thing.dev, "public-key").strip() not in ("(none)", show_key(thing.own))
         except OSError as why:
             return why.errno == errno.EIO                         # only `wg` itself may say that it is none at all
-
-    def taken(self, made: Mapping[Key, Thing]) -> list[Key]:
-        return [key for key, thing in made.items() if self.is_taken(thing)]
 
     def read_peers(self, among: Iterable[Thing]) -> None:
         """Of the interfaces that these are about."""
@@ -8707,8 +8709,8 @@ class Kernel:
 
 def is_busybox() -> bool:
     try:
-        done = subprocess.run(["ip", "-V"], capture_output=True, text=True, check=False, timeout=CHILD_S)
-    except (OSError, subprocess.TimeoutExpired):
+        done = run_child(["ip", "-V"], "", CHILD_S)
+    except OSError:
         return False
     return "iproute2" not in done.stdout + done.stderr
 
@@ -9520,11 +9522,14 @@ class Door:
         caller.sock.close()
 
     def hear(self, caller: Caller) -> bytes | None:
-        """A message, once it is whole; None: not yet, or it is answered at once, as it is none.  OSError: the end."""
-        data = caller.sock.recv(DOOR_MESSAGE + 2)
+        """A message, once it is whole; None: not yet, or it is answered at once, as it is none, or that is the end."""
+        try:
+            data = caller.sock.recv(DOOR_MESSAGE + 2)
+        except OSError as why:
+            caller.until = caller.until if isinstance(why, BlockingIOError) else -inf
+            return None
         caller.heard += data
-        if not data:
-            raise ConnectionError
+        caller.until = caller.until if data else -inf
         message, found, rest = caller.heard.partition(b"\n\n")
         too_long = len(message) > DOOR_MESSAGE or max(map(len, message.split(b"\n"))) > DOOR_LINE
         if too_long or b"\0" in message:
@@ -9539,8 +9544,11 @@ class Door:
 
     @staticmethod
     def send(caller: Caller) -> bool:
-        """False: that was all."""
-        caller.unsent = caller.unsent[caller.sock.send(caller.unsent) :]
+        """False: that was all, or its end."""
+        try:
+            caller.unsent = caller.unsent[caller.sock.send(caller.unsent) :]
+        except OSError as why:
+            return isinstance(why, BlockingIOError)
         return bool(caller.unsent) or not caller.ends
 
     def close(self) -> None:
@@ -9582,12 +9590,12 @@ class Doors:
     def serve(self, daemon: Daemon, readable: list[Any], now: Now) -> None:
         """What is said in one round is answered together, when what is promised is on disk and in the kernel."""
         said = [(door, caller, message) for door, caller in self.callers() if caller.sock in readable
-                and not caller.unsent and (message := self.heard(door, caller))]
+                and not caller.unsent and (message := door.hear(caller))]
         if said:
             daemon.perform(daemon.meet(now))                      # whose address is it at this moment?
-            self.answer([row for row in said if self.is_known(daemon, *row[:2])], daemon, now)
+            self.answer(said, daemon, now)
         for door, caller in self.callers():
-            if caller.until <= now.boot or not self.send(door, caller):
+            if caller.until <= now.boot or (caller.unsent and not door.send(caller)):
                 door.end(caller)
         for door in self.open.values():
             door.rests_until = door.rests_until if door.rests_until > now.boot else -inf
@@ -9595,48 +9603,19 @@ class Doors:
                 door.accept(daemon.node.grantor.guards.holder, now)
 
     @staticmethod
-    def heard(door: Door, caller: Caller) -> bytes | None:
-        """A whole message, if there is one now."""
-        try:
-            return door.hear(caller)
-        except BlockingIOError:
-            pass
-        except OSError:
-            caller.until = -inf
-        return None
-
-    @staticmethod
-    def is_known(daemon: Daemon, door: Door, caller: Caller) -> bool:
-        """What is said by somebody who is no peer, or no grantee, is not answered."""
-        if daemon.caller(door.dev, caller.path) is not None:
-            return True
-        caller.until = -inf
-        return False
-
-    @staticmethod
     def answer(said: list[tuple[Door, Caller, bytes]], daemon: Daemon, now: Now) -> None:
-        promised = list[set[Key]]()
-        events = []
+        """What is said by somebody who is no peer, or no grantee, is not answered."""
+        answered: list[tuple[Caller, list[Effect]]] = []
         for door, caller, message in said:
             peer = daemon.caller(door.dev, caller.path)
-            caller.unsent, effects = through_door(daemon.node, peer, message, caller.path, now) if peer else (b"", [])
-            promised.append({save.key for save in effects if isinstance(save, Save) and save.promise})
-            caller.until = now.boot + DOOR_S
-            events.append(effects)
-        lost = daemon.perform(events)
-        for (_, caller, _), keys in zip(said, promised, strict=True):
-            if keys & lost:
+            caller.until = now.boot + DOOR_S if peer is not None else -inf
+            if peer is not None:
+                caller.unsent, effects = through_door(daemon.node, peer, message, caller.path, now)
+                answered.append((caller, effects))
+        lost = daemon.perform([effects for _, effects in answered])
+        for caller, effects in answered:
+            if any(isinstance(save, Save) and save.promise and save.key in lost for save in effects):
                 caller.unsent = door_refusal(UNAVAILABLE, "cannot write the lease file")
-
-    @staticmethod
-    def send(door: Door, caller: Caller) -> bool:
-        """False: that was all, or its end."""
-        try:
-            return not caller.unsent or door.send(caller)
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
 
 
 # ==== INSTALLING ======================================================= I/O ====
@@ -9845,7 +9824,7 @@ class Daemon(Installer):
         self.kernel.busybox = is_busybox()
         self.kernel.look()
         self.kernel.look_at_all(self.node.made)
-        self.strike_out(self.kernel.taken(self.node.made), now)
+        self.strike_out(self.kernel.taken, now)
         self.node.adopt(self.kernel.installed.values())
         seen = self.see_links()
         found = self.see_tunnels() if self.is_new and self.config.contacts else []
@@ -10084,8 +10063,8 @@ class Daemon(Installer):
             self.kernel.seen = self.kernel.links
             self.routes_at = min(self.routes_at, now.boot)        # the ways too
             try:
-                self.strike_out(self.kernel.taken(self.node.made), now)
                 self.kernel.look_at_all(self.node.made)
+                self.strike_out(self.kernel.taken, now)
                 wanted, installed = self.node.wanted.things, self.kernel.installed
                 lost |= {key for key, thing in wanted.items() if installed.get(key) != thing}
             except OSError as why:                                # the next event, or retry, finds it
