@@ -106,11 +106,14 @@ MAX_LOST:       Final = 64             # lost subnets that radvd is told of
 LINGER_S:       Final = 7200           # seconds that a lost prefix stays valid (RFC 9096)
 CHILD_S:        Final = 5              # seconds that a command may run
 HOOK_S:         Final = 30             # seconds that a hook may run
-STOP_S:         Final = 3              # ... that those have that are told of the end
+STOP_S:         Final = 2              # ... that those have that are told of the end
+RELEASE_S:      Final = 2              # ... until what is given back at the end is forgotten unanswered (netifd: 5)
+STATUS_S:       Final = 5              # between two status files
 MAX_CONTROLS:   Final = 16             # control connections at once
 CONTROL_S:      Final = 10             # seconds for a control connection to ask and to read
 MAX_CONTROL:    Final = 65_536         # bytes of a control message towards the daemon
 MAX_SHOWN:      Final = 2_000          # leases in one `status` (`leases` shows all)
+FILE_ROWS:      Final = 500            # ... in a status file
 AT_ONCE:        Final = 500            # leases that end, or are reviewed, before asks are heard again
 FEW:            Final = 1000           # rows read between two pauses; pins that change one by one
 REVOKED_S:      Final = 60             # seconds until who was revoked something may have something else
@@ -1063,6 +1066,7 @@ class Contact:
     hostname: str
     keepalive_s: float
     suffix: int
+    release: bool
     tunnel: Tunnel | None = None
 
     @property
@@ -1124,6 +1128,7 @@ class Config:
     load: int
     hold_s: float
     accounting: str
+    status: str
     handlers: str
     rate: Rate | None
     handed: dict[str, str]               # kind -> the file that gets it
@@ -1207,10 +1212,13 @@ def whole(low: int, high: int) -> Callable[[str], int]:
     return parse_whole
 
 
+YES_NO: Final = {"yes": True, "no": False, "1": True, "0": False}          # the last two as UCI writes them
+
+
 def yes_no(text: str) -> bool:
-    if text not in ("yes", "no"):
+    if text not in YES_NO:
         raise ValueError(f"'{text}' is neither yes nor no")
-    return text == "yes"
+    return YES_NO[text]
 
 
 def parse_lengths(text: str) -> tuple[int, ...]:
@@ -1531,6 +1539,7 @@ SETTINGS: Final[dict[str, dict[str, Setting]]] = {
         "listen":   Setting(many(parse_listen), "", "where asks are heard; default [::]:3373 if there is a pool"),
         "leases":   Setting(path_name, "/var/lib/ddpd/leases.json", "the lease file"),
         "control":  Setting(path_name, "/run/ddpd.sock", "the control socket"),
+        "status":   Setting(optional(path_name), "", "file with what `status --json` says, but keys: for web pages"),
         "mark":     Setting(whole(1, 255), str(MARK), "protocol number of our routes; their metric is 100 times it"),
         "load":     Setting(whole(1, 10**6), "200", "handshakes a second beyond which asks need a cookie"),
         "hold":     Setting(duration, "30d", "how long an ended lease is held back for its former grantee"),
@@ -1580,6 +1589,7 @@ SETTINGS: Final[dict[str, dict[str, Setting]]] = {
         "hostname":  Setting(optional(name_word), "", "told to the grantor"),
         "keepalive": Setting(optional(duration), "", "ask at least this often: 25s behind a NAT"),
         "suffix":    Setting(parse_suffix, "::1", "this node's address in each subnet"),
+        "release":   Setting(yes_no, "no", "give all back when ddpd is told to end"),
     },
     "ndp": {
         "proxy":    Setting(parse_proxy, None, "`leased`, `static P`, `auto P`, `iface P IF`, `never P`: one a line"),
@@ -2142,7 +2152,7 @@ def read_contact(section: Section) -> Contact:
     got = section.parsed()
     return Contact(section.name, got["key"], got["address"], got["ask"], got["default"], got["rank"], got["install"],
                    got["hook"], got["hook_style"], got["accept"], got["hostname"] or "", got["keepalive"] or 0.0,
-                   got["suffix"])
+                   got["suffix"], got["release"])
 
 
 def read_ndp(section: Section) -> Ndp:
@@ -2460,7 +2470,7 @@ def reading(text: str, file: str, files: Files, before: Config | None) -> Steps[
     pins = yield from draft.pins()
     listen = main["listen"] or ((HostPort("::", PORT),) if draft.pools else ())
     return Config(file, main["key"], listen, main["leases"], main["control"], main["mark"], main["load"],
-                  main["hold"], main["accounting"] or "", main["handlers"] or "", main["rate"],
+                  main["hold"], main["accounting"] or "", main["status"] or "", main["handlers"] or "", main["rate"],
                   {kind: main[kind] for kind in HANDED if main[kind]},
                   tuple(draft.pools.values()), draft.agreements, contacts, ndp,
                   read_guards(of["wireguard"], draft.pools, main["key"], {section.name for section in of["tunnel"]}),
@@ -5488,7 +5498,8 @@ class Grantee:
         self.patience_s = min(self.patience_s * 2, self.longest_s)
         if silent:
             place = self.place() or "(no address found yet)"
-            effects.append(Note(f"silent grantor={self.contact.name} at={place} state={self.state.value}"))
+            effects += [Note(f"silent grantor={self.contact.name} at={place} state={self.state.value}"),
+                        Hook(self.contact.name, "silent")]
         return [*effects, Call(self.contact.name)] if self.place() is not None else effects
 
     def ask_elsewhere(self, now: Now) -> list[Effect]:
@@ -7228,6 +7239,14 @@ def status_of(node: Node, now: Now, most: int) -> dict[str, Any]:
     }
 
 
+def status_file_text(node: Node, now: Now) -> str:
+    """What `status --json` prints, and the time since boot to which it counts: without the peers' keys, for the web."""
+    said = status_of(node, now, FILE_ROWS)
+    rows = {name: [{key: value for key, value in row.items() if key != "key"} for row in said[name]]
+            for name in ("granted", "held")}
+    return json.dumps({"uptime": int(now.boot), **said, **rows}) + "\n"
+
+
 def lease_rows(node: Node, leases: Iterable[Lease], now: Now) -> Iterator[dict[str, Any]]:
     for lease in leases:
         peer = node.grantor.peers.get(lease.key)
@@ -7506,8 +7525,9 @@ def environment_of(grantee: Grantee, event: str, now: Now) -> dict[str, str]:
             "ADDRESSES": leased(grantee, lambda prefix: prefix.is_address, now),
             "SUBNETS": " ".join(f"{thing.dev},{lasts(thing.address, thing.prefers_until, thing.valid_until, now)}"
                                 for held in grantee.held for thing in grantee.lan_things(held))}
+    dev, via = (grantee.way.reach.dev, grantee.way.reach.via) if grantee.way else ("", "")
     found = {"EVENT": event, "GRANTOR": grantee.contact.name, "STATE": grantee.state.value, **rows,
-             "INTERFACE": grantee.way.reach.dev if grantee.way else "", "SERVER": asked_at(grantee)}
+             "INTERFACE": dev, "GATEWAY": via, "SERVER": asked_at(grantee), "ANSWERS": str(grantee.answers)}
     for name, value in options_shown(grantee.options).items():
         found[name.upper()] = " ".join(value) if isinstance(value, list) else str(value)
     found["REFUSED"] = " ".join(f"{row['slot']},{row['reason']}" for row in refused_rows(grantee))
@@ -7548,7 +7568,7 @@ def odhcp6c_state(grantee: Grantee, event: str, last: HookCall | None) -> str:
 
 def odhcp6c_calls(grantee: Grantee, event: str, last: HookCall | None, now: Now) -> list[HookCall]:
     """INTERFACE STATE, and IPv6 only, as odhcp6c knows no more; nothing as long as there is no interface."""
-    state = odhcp6c_state(grantee, event, last)
+    state = odhcp6c_state(grantee, event, last) if event != "silent" else ""
     dev = grantee.way.reach.dev if grantee.way else last[0][0] if last else ""
     ntp = " ".join(advised([grantee], "ntp", (6,)))
     environment = environment_of(grantee, event, now) | {
@@ -7582,7 +7602,7 @@ def ahcpd_calls(grantee: Grantee, event: str, last: HookCall | None, now: Now) -
 
 
 HOOK_CALLS: Final = dict(zip(HOOK_STYLES, (ddpd_calls, odhcp6c_calls, ahcpd_calls), strict=True))
-LESSER: Final = ("renewed", "rebound", "ranked")   # events that do not hide one that waits
+LESSER: Final = ("renewed", "rebound", "ranked", "silent")   # events that do not hide one that waits
 
 
 # -- files for others --------------------------------------------------------------
@@ -9806,6 +9826,8 @@ class Daemon(Installer):
         self.doors = Doors()
         self.signals: list[int] = []
         self.stopping = False
+        self.leave_at = inf                                       # then, even if what is given back is not answered
+        self.status_at = -inf if config.status else inf           # when to write the status file
         self.node.grantor.site = load_handlers(config.handlers)
         self.unwritten: list[str] = []                            # of the accounting log
         self.loading: Steps[Config] | None = None
@@ -9863,8 +9885,11 @@ class Daemon(Installer):
             self.store.retry_at = now.boot + RETRY_DISK_S
 
     def leave(self) -> None:
-        """A restart is no outage: nothing is released, nothing removed."""
+        """A restart is no outage: but for `release = yes` nothing is released, nothing removed."""
         self.rewrite(clean=True)
+        if self.config.status:
+            with suppress(OSError):
+                os.unlink(self.config.status)
         self.account()
         self.controls.close()
         self.hooks.stop(self.node)
@@ -9990,20 +10015,38 @@ class Daemon(Installer):
     # -- the loop ------------------------------------------------------------------------
 
     def serve(self) -> None:
-        while not self.stopping:
+        while not self.is_done():
             readable = self.wait()
             now = clock_now()
-            events = self.hear_all(readable, now)
-            self.perform(events + self.other_events(readable, now))
+            events = self.hear_all(readable, now) + self.other_events(readable, now)
+            self.perform(events)
+            if self.config.status and (readable or any(events)):
+                self.status_at = min(self.status_at, now.boot + STATUS_S)
             self.controls.serve(self, readable, now)
             self.doors.serve(self, readable, now)
             self.tend(now)
         self.leave()
 
+    def is_done(self) -> bool:
+        """Told to end, and what was to be given back has been, or nobody has answered in time."""
+        return self.stopping and (clock_now().boot >= self.leave_at or not any(self.releasing()))
+
+    def releasing(self) -> Iterator[Grantee]:
+        return (grantee for grantee in self.node.grantees.values() if grantee.contact.release and grantee.releases)
+
+    def show_status(self, now: Now) -> None:
+        self.status_at = inf
+        try:
+            make_folder(self.config.status)
+            write_whole(self.config.status, status_file_text(self.node, now))
+        except OSError as why:
+            log.limited("status", "cannot write %s: %s", self.config.status, why.strerror)
+
     def wait(self) -> list[Any]:
         now = clock_now()
         self.ports.prepare(now)
         until = min(self.node.deadline, self.ports.deadline(), self.neighbours_at, self.peers_at, self.store.retry_at,
+                    self.leave_at, self.status_at,
                     self.hooks.kill_at, self.retry_install, self.routes_at,
                     self.links_at if self.links_at > now.boot else inf,
                     self.doors.deadline(), *(control.until for control in self.controls.open), inf)
@@ -10169,6 +10212,8 @@ class Daemon(Installer):
         if now.boot >= self.retry_install or self.ports.wired:
             self.retry_install, self.ports.wired = inf, False
             self.install(now)
+        if now.boot >= self.status_at:
+            self.show_status(now)
         if self.loading is not None:
             self.load_on(now)
 
@@ -10183,12 +10228,19 @@ class Daemon(Installer):
 
     def signalled(self, number: int, now: Now) -> list[Effect]:
         if number in (signal.SIGTERM, signal.SIGINT):
-            self.stopping = True
-        elif number == signal.SIGHUP:
+            return self.told_to_end(now)
+        if number == signal.SIGHUP:
             self.reload()
         elif number == signal.SIGUSR1:
             return self.node.operate(Event.NUDGED, "", now)
         return []
+
+    def told_to_end(self, now: Now) -> list[Effect]:
+        """At once, if told twice."""
+        self.leave_at = -inf if self.stopping else now.boot + RELEASE_S
+        self.stopping = True
+        giving = [name for name, grantee in self.node.grantees.items() if grantee.contact.release and grantee.held]
+        return [effect for name in giving for effect in self.node.operate(Event.RELEASE, name, now)]
 
     # -- reload: read in slices, then taken over at once -----------------------------------
 
@@ -10231,7 +10283,7 @@ class Daemon(Installer):
             site = load_handlers(config.handlers)
         except ConfigError as why:
             return str(why), []
-        fixed = {key: getattr(self.config, key) for key in ("key", "listen", "leases", "control", "mark")}
+        fixed = {key: getattr(self.config, key) for key in ("key", "listen", "leases", "control", "mark", "status")}
         changed = [key for key, value in fixed.items() if getattr(config, key) != value]
         if changed:
             log.info("reload: %s changed: takes effect after a restart", ", ".join(changed))

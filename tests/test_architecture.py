@@ -120,7 +120,7 @@ def leaks(text: str) -> list[str]:
 
 # ---- sections and budgets
 
-MAX_FILE, MAX_SECTION, MAX_FUNCTION, MAX_LINE, MEDIAN = 10900, 600, 40, 120, 8
+MAX_FILE, MAX_SECTION, MAX_FUNCTION, MAX_LINE, MEDIAN = 11000, 600, 40, 120, 8
 
 # Where these stand, they stand in this order.  Others may stand between.
 ORDER = [

@@ -1,0 +1,116 @@
+"""What a supervisor and a web page see: given back at the end, a file with the status, and who is silent."""
+
+import json
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from daemon import Daemon
+from lab import Lab, eventually
+
+GRANTOR = """
+[ddpd]
+status = {folder}/hub.json
+[pool home]
+prefix = 2001:db8:42::/48
+give   = /56
+[grantee leaf]
+key   = @leaf
+pools = home
+"""
+GRANTEE = """
+[ddpd]
+status = {folder}/run/leaf.json
+[grantor hub]
+key     = @hub
+address = {address}
+ask     = ::/56
+install = no
+release = {release}
+hook    = {folder}/hook
+"""
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    with Lab("hub", "leaf") as lab:
+        lab.cable("hub:eth0 fd00::1/64", "leaf:eth0 fd00::2/64")
+        yield lab
+
+
+def grantee(lab: Lab, tmp_path: Path, release: str = "yes", address: str = "fd00::1") -> Daemon:
+    hook = tmp_path / "hook"
+    hook.write_text(f'#!/bin/sh\necho "$1|$DDPD_SERVER|$DDPD_ANSWERS|$DDPD_GATEWAY" >> {tmp_path}/told\n')
+    hook.chmod(0o755)
+    return lab["leaf"].ddpd(GRANTEE.format(folder=tmp_path, release=release, address=address))
+
+
+@pytest.mark.parametrize(("release", "left"), [("yes", 0), ("no", 1)])
+def test_what_is_given_back_at_the_end(lab: Lab, tmp_path: Path, release: str, left: int) -> None:
+    with lab["hub"].ddpd(GRANTOR.format(folder=tmp_path)) as hub, grantee(lab, tmp_path, release) as leaf:
+        eventually(lambda: leaf.status()["held"])
+        before = leaf.status()["held"]
+        began = time.monotonic()
+        assert leaf.stop() == 0 and time.monotonic() - began < 1.9           # it was answered: nothing to wait for
+        assert len(hub.status()["granted"]) == left
+        leaf.start()
+        eventually(lambda: [row["prefix"] for row in leaf.status()["held"]] == [row["prefix"] for row in before])
+
+
+def test_a_dead_grantor_does_not_keep_it_from_ending(lab: Lab, tmp_path: Path) -> None:
+    with lab["hub"].ddpd(GRANTOR.format(folder=tmp_path)) as hub, grantee(lab, tmp_path) as leaf:
+        eventually(lambda: leaf.status()["held"])
+        hub.kill()
+        wire, began = lab["leaf"].record("eth0"), time.monotonic()
+        assert leaf.stop() == 0 and time.monotonic() - began < 4.5           # netifd waits for 5 s
+        assert len(wire.ddpd()) >= 2                                         # it was said more than once
+
+
+def test_told_twice_it_ends_at_once(lab: Lab, tmp_path: Path) -> None:
+    with lab["hub"].ddpd(GRANTOR.format(folder=tmp_path)) as hub, grantee(lab, tmp_path) as leaf:
+        eventually(lambda: leaf.status()["held"])
+        hub.kill()
+        assert leaf.process is not None
+        leaf.process.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+        began = time.monotonic()
+        assert leaf.stop() == 0 and time.monotonic() - began < 1
+
+
+def test_the_status_file(lab: Lab, tmp_path: Path) -> None:
+    files = [tmp_path / "hub.json", tmp_path / "run/leaf.json"]
+    with lab["hub"].ddpd(GRANTOR.format(folder=tmp_path)) as hub, grantee(lab, tmp_path) as leaf:
+        eventually(lambda: json.loads(files[1].read_text())["held"], 8)
+        eventually(lambda: json.loads(files[0].read_text())["granted"], 8)
+        for daemon, file in zip((hub, leaf), files, strict=True):
+            said, shown = daemon.status(), json.loads(file.read_text())
+            assert shown.keys() == {*said, "uptime"} and shown["public_key"] == said["public_key"]
+            assert [row["prefix"] for row in shown["granted"]] == [row["prefix"] for row in said["granted"]]
+            assert shown["public_key"] in file.read_text() and file.read_text().count("key\"") == 1
+            assert abs(shown["uptime"] - time.clock_gettime(time.CLOCK_BOOTTIME)) < 60
+            assert file.stat().st_mode & 0o777 == 0o644
+        time.sleep(6)                                                        # what the last `status` has stirred
+        quiet = [file.stat().st_mtime_ns for file in files]
+        time.sleep(6)
+        assert quiet == [file.stat().st_mtime_ns for file in files]          # nothing happens, nothing is written
+        leaf.stop()
+        assert not files[1].exists()
+    assert not list(tmp_path.glob("**/*.json.[0-9]*"))
+
+
+def test_a_status_file_that_cannot_be_written_is_said_once(lab: Lab, tmp_path: Path) -> None:
+    (tmp_path / "hub.json").mkdir()
+    with lab["hub"].ddpd(GRANTOR.format(folder=tmp_path)) as hub, grantee(lab, tmp_path) as leaf:
+        eventually(lambda: leaf.status()["held"])
+        eventually(lambda: "cannot write" in hub.log(), 8)
+        assert hub.log().count("cannot write") == 1 and hub.running()
+
+
+@pytest.mark.parametrize("address", ["fd00::1", "nobody.invalid"])
+def test_who_is_silent_is_told_to_the_hook(lab: Lab, tmp_path: Path, address: str) -> None:
+    with grantee(lab, tmp_path, address=address):
+        eventually(lambda: "silent|" in (tmp_path / "told").read_text(), 12)
+        assert f"silent|{'fd00::1' if address == 'fd00::1' else ''}|0|\n" in (tmp_path / "told").read_text()
