@@ -2,12 +2,13 @@
 # On a fresh Debian `make demo` and `make test`, as root, need no other step.
 
 PREFIX ?= /usr/local
+UNITS  ?= /etc/systemd/system
 SEEDS  ?= 10000
 
 # Sets up what a target needs (nothing, where all is there), then runs Python with the arguments.
 WITH   = tests/setup.sh
 SHELLS = $(shell grep -rlIE '^.! ?/(usr/)?bin/(env )?(ba)?sh' . --exclude-dir=.git --exclude-dir=.venv \
-                 --exclude='*.py' --exclude='*.md')
+                 --exclude-dir=dist --exclude='*.py' --exclude='*.md' --exclude=Makefile)
 
 help:           ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t16
@@ -31,7 +32,7 @@ lint:           ## ruff, and shellcheck for whatever is a shell script
 	      for file in $(SHELLS); do sh -n $$file || exit 1; done; fi
 
 type:           ## mypy --strict, tests included
-	@$(WITH) check -m mypy ddpd.py tests
+	@$(WITH) check -m mypy ddpd.py openwrt tests
 
 netns:          ## only the tests in real namespaces, with their transcripts (root)
 	@$(WITH) test -m pytest tests/netns -s
@@ -54,8 +55,14 @@ docs:           ## rewrite the tables of README.md and PROTOCOL.md from the code
 toc:            ## the sections of ddpd.py, with line numbers
 	@grep -n '^# ====\|^# ~~~~' ddpd.py
 
-install:        ## ddpd to PREFIX=/usr/local, below DESTDIR if set
-	install -d $(DESTDIR)$(PREFIX)/sbin $(DESTDIR)$(PREFIX)/lib/ddpd $(DESTDIR)$(PREFIX)/share/doc/ddpd
+ipk:            ## the packages for OpenWrt up to 24.10 into dist/ (no SDK, the same bytes each time)
+	@python3 openwrt/build.py ipk
+
+apk:            ## those for OpenWrt from 25.12, where there is `apk mkpkg`
+	@python3 openwrt/build.py apk
+
+install:        ## ddpd to PREFIX=/usr/local, below DESTDIR if set, and a unit for systemd
+	install -d $(DESTDIR)$(PREFIX)/sbin $(DESTDIR)$(PREFIX)/lib/ddpd $(DESTDIR)$(PREFIX)/share/doc/ddpd $(DESTDIR)$(UNITS)
 	install -m 644 ddpd.py $(DESTDIR)$(PREFIX)/lib/ddpd/
 	install -m 644 ddpd.conf.example README.md PROTOCOL.md $(DESTDIR)$(PREFIX)/share/doc/ddpd/
 	@# Byte code halves the memory and the start: Python compiles a script anew each time, a module once.
@@ -63,6 +70,57 @@ install:        ## ddpd to PREFIX=/usr/local, below DESTDIR if set
 	printf '%s\n' '#!/usr/bin/env python3' 'import sys' 'sys.path.insert(0, "$(PREFIX)/lib/ddpd")' \
 	    'import ddpd' 'sys.exit(ddpd.main(sys.argv[1:]))' > $(DESTDIR)$(PREFIX)/sbin/ddpd
 	chmod 755 $(DESTDIR)$(PREFIX)/sbin/ddpd
+	printf '%s\n' "$$UNIT" > $(DESTDIR)$(UNITS)/ddpd.service
 
-.PHONY: help demo demo-vps test check lint type netns soak seeds bench docs toc install
+# It may do to the network what ddpd.conf says, write where it keeps things, and no more.  Who has a hook that does
+# more gives it to the unit by `systemctl edit ddpd`.  A wireguard-go that it has started lives on, as in a restart.
+define UNIT
+[Unit]
+Description=Distributed prefix daemon
+Documentation=file:$(PREFIX)/share/doc/ddpd/README.md
+ConditionPathExists=/etc/ddpd.conf
+After=network-pre.target
+Before=network-online.target
+
+[Service]
+Type=exec
+ExecStart=$(PREFIX)/sbin/ddpd
+ExecReload=/bin/kill -HUP $$MAINPID
+KillMode=process
+Restart=always
+RestartSec=5
+TimeoutStopSec=10
+StateDirectory=ddpd
+StateDirectoryMode=0700
+ConfigurationDirectory=ddpd
+ConfigurationDirectoryMode=0700
+ReadWritePaths=/etc/ddpd
+CapabilityBoundingSet=CAP_NET_ADMIN CAP_NET_RAW CAP_NET_BIND_SERVICE
+NoNewPrivileges=yes
+ProtectSystem=full
+ProtectHome=yes
+PrivateTmp=yes
+ProtectClock=yes
+ProtectControlGroups=yes
+ProtectHostname=yes
+ProtectKernelLogs=yes
+ProtectKernelModules=yes
+ProtectProc=invisible
+DevicePolicy=closed
+DeviceAllow=/dev/net/tun rw
+LockPersonality=yes
+MemoryDenyWriteExecute=yes
+RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK AF_PACKET
+RestrictNamespaces=yes
+RestrictRealtime=yes
+RestrictSUIDSGID=yes
+SystemCallArchitectures=native
+SystemCallFilter=@system-service
+
+[Install]
+WantedBy=multi-user.target
+endef
+export UNIT
+
+.PHONY: help demo demo-vps test check lint type netns soak seeds bench docs toc ipk apk install
 .NOTPARALLEL:

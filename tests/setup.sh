@@ -38,6 +38,7 @@ PROGRAMS='
   sysctl       procps               test
   jq           jq                   check test
   shellcheck   shellcheck           check test
+  chromium     chromium             test
 '
 SERVICES='babeld radvd bird kea-dhcp6-server isc-dhcp-server ndppd npd6'     # what their packages would start at the next boot
 BUNDLE=/etc/ssl/certs/ca-certificates.crt

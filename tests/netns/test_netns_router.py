@@ -1,0 +1,513 @@
+"""The package on a router: unpacked with tar, BusyBox and a slim Python with the oldest PyNaCl, nothing else.
+
+      hub (grantor) ------------------------ home (the router)
+      fd00::1/64, 192.0.2.1                  eth0 = network wan, br-lan = network lan
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ddpd
+from build import main as build
+from daemon import Daemon
+from lab import Lab, eventually, needs, public_of, secret_of
+from luci.samples import FULL, OURS
+from onrouter import Netifd, Router
+from test_architecture import ABSENT, FAILING
+
+pytestmark = needs("command -v busybox && unshare -m true")
+
+OLDEST = "pynacl==1.5.0"
+HUB = """
+[pool home]
+prefix = 2001:db8:42::/48
+give   = /56-/64
+lifetime = {lifetime}
+dns    = 2001:db8::53
+search = example.net
+mtu    = 1400
+[pool four]
+prefix = 10.64.0.0/16
+give   = /24-/32
+lifetime = {lifetime}
+[grantee home]
+key   = @home
+pools = home four
+limit = 4
+"""
+
+
+@pytest.fixture(scope="session")
+def ipks(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("dist")
+    assert build(["ipk", str(folder)]) == 0
+    return sorted(folder.glob("*.ipk"))
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with the oldest PyNaCl that is supported."""
+    folder = tmp_path_factory.mktemp("oldest")
+    done = subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--target",
+                           str(folder), OLDEST], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        pytest.skip(f"cannot install {OLDEST}: {done.stderr.strip().splitlines()[-1:]}")
+    return str(folder)
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    with Lab("hub", "home") as lab:
+        lab.cable("hub:eth0 fd00::1/64 192.0.2.1/24", "home:eth0 fd00::2/64 192.0.2.2/24")
+        lab["home"].bridge("br-lan")
+        yield lab
+
+
+@pytest.fixture
+def router(lab: Lab, ipks: list[Path], library: str, tmp_path: Path) -> Iterator[Router]:
+    router = Router(tmp_path, lab["home"], ipks, ABSENT | FAILING, library)
+    router.write("etc/devices", "wan eth0\nlan br-lan\n")
+    router.write("etc/ddpd/key", base64.b64encode(secret_of("home")).decode() + "\n", 0o600)
+    try:
+        yield router
+    finally:
+        router.stop()
+        print(router.log())
+
+
+def hub(lab: Lab, lifetime: str = "1h") -> Daemon:
+    return lab["hub"].ddpd(HUB.format(lifetime=lifetime))
+
+
+def uci(kind: str, called: str, /, **options: str | list[str]) -> str:
+    lines = [f"config {kind} '{called}'"]
+    for key, value in options.items():
+        word, items = ("list", value) if isinstance(value, list) else ("option", [value])
+        lines += [f"\t{word} {key} '{item}'" for item in items]
+    return "\n".join([*lines, "", ""])
+
+
+MAIN = uci("ddpd", "main", enabled="1")
+POOL = uci("pool", "home", prefix="2001:db8:42::/48", give="/56")
+
+
+# ==== what is in it ===================================================================
+
+
+def test_what_is_installed(router: Router) -> None:
+    info = router.root / "usr/lib/opkg/info/ddpd"
+    control = (info / "control").read_text()
+    assert f"Version: {ddpd.VERSION}-r" in control and "Depends: libc, python3-light, python3-pynacl\n" in control
+    assert "Architecture: all\n" in control and (info / "conffiles").read_text() == "/etc/config/ddpd\n"
+    assert router.sh("ddpd --version").strip() == ddpd.VERSION                  # from source
+    router.sh("/usr/lib/opkg/info/ddpd/postinst-pkg")
+    code = list((router.root / "usr/lib/ddpd").glob("*.code"))
+    assert [file.name for file in code] == [f"{sys.implementation.cache_tag}.code"]
+    assert router.sh("ddpd --version").strip() == ddpd.VERSION                  # from byte code
+    assert router.read("lib/upgrade/keep.d/ddpd") == "/etc/ddpd/\n"
+    assert re.match(r"221\s+ddpd$", router.read("etc/iproute2/rt_protos.d/ddpd.conf"))
+    assert (router.root / "etc/config/ddpd").stat().st_mode & 0o777 == 0o600
+    router.sh("/usr/lib/opkg/info/ddpd/prerm-pkg")
+    assert not list((router.root / "usr/lib/ddpd").glob("*.code*"))
+
+
+def test_byte_code_that_cannot_be_written_leaves_the_source(router: Router) -> None:
+    done = router.run("sh", "-c", "ulimit -f 8; exec python3 /usr/lib/ddpd/compile")
+    assert done.returncode != 0 and not list((router.root / "usr/lib/ddpd").glob("*.code*"))
+    assert router.sh("ddpd --version").strip() == ddpd.VERSION
+
+
+def test_a_slim_python_is_slim(router: Router) -> None:
+    for name in ("logging", "pathlib", "encodings.idna"):
+        assert "python3-light has none" in router.run("python3", "-c", f"import {name}").stderr
+    assert router.sh("python3 -c 'import nacl; print(nacl.__version__)'") == "1.5.0\n"
+    assert "BusyBox" in router.run("ip").stderr
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_every_entry_point_on_a_slim_python(router: Router, compiled: bool) -> None:
+    if compiled:
+        router.sh("/usr/lib/ddpd/compile")
+    router.write("etc/ddpd.conf", "[grantor hub]\nkey = " + public_of("hub") + "\naddress = localhost\nask = ::/64\n")
+    router.sh("mkdir -p /var/run/ddpd && ln -s /etc/ddpd.conf /var/run/ddpd/ddpd.conf")
+    codes = {"check": 0, "genkey": 0, "introduce": 0, "help": 0, "ask --wait 1": 3, "status": 2, "clean": 0,
+             "decode 01010000": 2, "explain hub ::/64": 2, "metrics": 2, "leases": 2}
+    for command, code in codes.items():
+        done = router.run("sh", "-c", f"ddpd {command}")
+        assert done.returncode == code and "Traceback" not in done.stderr, (command, done)
+    assert (router.root / "etc/ddpd/leases.json.lock").exists()                 # /var is lost at each boot
+
+
+# ==== /etc/config/ddpd and procd ======================================================
+
+
+def test_a_fresh_installation_is_inert(router: Router) -> None:
+    done = router.init("start")
+    assert done.returncode == 0 and router.instance is None
+    assert ("procd_add_reload_trigger", "ddpd") in router.calls
+    assert "not enabled" in router.log() and not (router.root / "var/run/ddpd").exists()
+
+
+def test_the_instance(router: Router) -> None:
+    router.write("etc/config/ddpd", MAIN + POOL)
+    assert router.init("start").returncode == 0
+    assert router.params() == {
+        "command": ["/usr/sbin/ddpd", "-c", "/var/run/ddpd/ddpd.conf"], "file": ["/var/run/ddpd/ddpd.conf"],
+        "reload_signal": ["HUP"], "respawn": ["3600", "5", "0"], "stderr": ["1"], "term_timeout": ["10"]}
+    secret = router.read("etc/ddpd/key").strip()
+    assert not any(secret in word for call in router.calls for word in call)
+    for name, mode in {"var/run/ddpd": 0o700, "var/run/ddpd/ddpd.conf": 0o600, "etc/ddpd/key": 0o600,
+                       "etc/ddpd": 0o700}.items():
+        assert (router.root / name).stat().st_mode & 0o777 == mode, name
+    assert router.read("etc/ddpd/key.pub").strip() == public_of("home")
+
+
+def test_a_first_start_makes_a_key(router: Router) -> None:
+    (router.root / "etc/ddpd/key").unlink()
+    router.write("etc/config/ddpd", MAIN + POOL)
+    router.init("start")
+    secret = ddpd.public_key(router.read("etc/ddpd/key").strip())
+    assert ddpd.show_key(ddpd.keypair(secret).public) == router.read("etc/ddpd/key.pub").strip()
+    assert f"key     = {router.read('etc/ddpd/key.pub').strip()}" in router.init("introduce").stdout
+    router.init("start")
+    assert router.read("etc/ddpd/key").strip() == ddpd.show_key(secret)
+
+
+def test_every_option_becomes_its_line(router: Router) -> None:
+    """One to one: what ddpd reads from it is what was written, each key of each section."""
+    for name in ("etc/ddpd/pins.csv", "etc/p"):
+        router.write(name, "id,address,prefix\n")
+    router.write("etc/ddpd/site.py", "")
+    (router.root / "etc/ddpd/grantees.d").mkdir()
+    router.write("etc/uci", "network.guest.device=br-guest\n")
+    text = "".join(uci(kind, f"{kind}0", **(OURS[kind] | {"config": ""} if kind == "ddpd" else OURS[kind]), **values)
+                   for kind, values in FULL.items())
+    text += uci("pool", "other", name="Other.pool", prefix="ula", give=["/64"])
+    router.write("etc/ddpd/other", router.read("etc/ddpd/key"), 0o600)
+    router.write("etc/config/ddpd", text)
+    assert router.init("start").returncode == 0, router.log()
+    sections = {section.kind: section for section in ddpd.finished(ddpd.read_sections(
+        router.read("var/run/ddpd/ddpd.conf"), "f")) if section.name != "Other.pool"}
+    heads = {"pool": "home", "grantee": "alice.lap-top", "grantor": "exit1", "ndp": "eth0", "wireguard": "wg0",
+             "tunnel": "wg1", "ddpd": ""}
+    assert {kind: section.name for kind, section in sections.items()} == heads
+    for kind, values in FULL.items():
+        wanted = {key: (value if isinstance(value, str) else "\n".join(value)) for key, value in values.items()}
+        wanted = {key: value.replace("@lan", "br-lan").replace("@wan", "eth0") for key, value in wanted.items()}
+        assert {key: value for key, (value, _) in sections[kind].values.items()} == wanted, kind
+
+
+@pytest.mark.parametrize(("options", "line"), [
+    ({"ask": "::/56 on @lan"}, "ask = ::/56 on br-lan"),
+    ({"ask": ["::/56 on @lan @guest=7", "0.0.0.0/32"]}, "ask = ::/56 on br-lan br-guest=7\n    0.0.0.0/32"),
+    ({"ask": "::/56 on @nobody"}, "ask = ::/56 on nobody"),
+    ({"default": "dev @wan"}, "default = dev eth0"),
+    ({"install": "0"}, "install = 0"),
+])
+def test_networks_are_devices(router: Router, options: dict[str, Any], line: str) -> None:
+    router.write("etc/uci", "network.guest.device=br-guest\n")
+    router.write("etc/config/ddpd", MAIN + uci("grantor", "hub", **{
+        "key": public_of("hub"), "address": "fd00::1", "ask": "::/56", **options}))
+    assert router.init("start").returncode == 0, router.log()
+    assert f"\n{line}\n" in router.read("var/run/ddpd/ddpd.conf").replace("   ", "    ").replace("     ", "    ")
+    networks = sorted(set(re.findall(r"@(\w+)", str(options))))
+    assert [call[1] for call in router.calls if call[0] == "procd_add_reload_interface_trigger"] == networks
+
+
+@pytest.mark.parametrize(("text", "says"), [
+    (uci("pool", "home", prefix="2001:db8:42::/48"), "[pool home] give: missing"),
+    (uci("pool", "home", prefix="ula", gives="/56"), "[pool home] gives: no such key (did you mean 'give'?)"),
+    (uci("pol", "home", prefix="2001:db8:42::/48"), "[pol home]: no such section (did you mean 'pool'?)"),
+    (uci("grantee", "a", key="abc", pools="home") + POOL, "[grantee a] key: "),
+    (uci("pool", "home", prefix="2001:db8:42::/48\nkey = x", give="/56"), "prefix: no line break"),
+    (uci("pool", "home", prefix="ula ; x", give="/56"), "prefix: no line break, ';' or '#' can be in a value"),
+    (uci("pool", "ho]me", name="a]\n[x", prefix="ula", give="/56"), ""),
+])
+def test_a_bad_option_is_said_and_nothing_starts(router: Router, text: str, says: str) -> None:
+    router.write("etc/config/ddpd", MAIN + text)
+    assert router.init("start").returncode != 0 and router.instance is None
+    assert says in router.log() and "Traceback" not in router.log()
+    assert not list((router.root / "var/run").glob("ddpd/*.new"))
+    assert ("procd_add_reload_trigger", "ddpd") in router.calls                 # mended, it starts
+
+
+def test_a_reload_keeps_pid_and_lease(router: Router, lab: Lab) -> None:
+    pool = uci("pool", "home", prefix="2001:db8:42::/48", give="/56")
+    router.write("etc/config/ddpd", MAIN + pool + uci("grantee", "hub", key=public_of("hub"), pools="home", limit="2"))
+    assert router.init("start").returncode == 0
+    ask = "[grantor home]\nkey = @home\naddress = fd00::2\nask = {}\ninstall = no\n"
+    with lab["hub"].ddpd(ask.format("::/56")) as leaf:
+        eventually(lambda: leaf.status()["held"], 10)
+        held, task = leaf.status()["held"][0]["prefix"], router.task
+        assert task is not None
+        router.write("etc/config/ddpd", router.read("etc/config/ddpd").replace("/56'", "/56-/60'"))
+        assert router.init("reload").returncode == 0
+        eventually(lambda: router.log().count("reloaded") == 1)
+        leaf.write(ask.format("::/56\n ::/60").replace("@home", public_of("home")))
+        leaf.signal(signal.SIGHUP)
+        eventually(lambda: len(leaf.status()["held"]) == 2)
+        assert held in [row["prefix"] for row in leaf.status()["held"]]
+        router.init("reload")                                                   # nothing has changed
+        router.write("etc/config/ddpd", router.read("etc/config/ddpd").replace("/60'", "/60x'"))
+        assert router.init("reload").returncode != 0 and "give" in router.log()
+        time.sleep(0.5)
+        assert router.log().count("reloaded") == 1 and router.task is task and task.poll() is None
+        assert f'"{held}"' in router.init("status").stdout + json.dumps(router.status())
+        assert "last" in router.init("show", "hub").stdout or held in router.init("show", "hub").stdout
+        router.write("etc/config/ddpd", router.read("etc/config/ddpd").replace("enabled '1'", "enabled '0'"))
+        router.init("reload")
+        assert router.instance is None and task.poll() == 0
+        assert '"granted"' in router.read("etc/ddpd/leases.json")
+
+
+def test_a_file_by_hand(router: Router) -> None:
+    router.write("etc/my.conf", "[ddpd]\ncontrol = /var/run/c.sock\n[pool p]\nprefix = 10.0.0.0/8\ngive = /24\n", 0o600)
+    router.write("etc/config/ddpd", uci("ddpd", "main", enabled="1", config="/etc/my.conf") + POOL)
+    assert router.init("start").returncode == 0, router.log()
+    assert os.readlink(router.root / "var/run/ddpd/ddpd.conf") == "/etc/my.conf"
+    eventually(lambda: [row["name"] for row in router.status().get("pools", [])] == ["p"], 10)
+    task = router.task
+    router.write("etc/my.conf", router.read("etc/my.conf").replace("pool p", "pool q"), 0o600)
+    assert router.init("reload").returncode == 0 and router.task is task
+    eventually(lambda: [row["name"] for row in router.status().get("pools", [])] == ["q"], 10)
+    router.write("etc/my.conf", "nonsense\n")
+    assert router.init("reload").returncode != 0 and "'nonsense' stands before any section" in router.log()
+    router.write("etc/config/ddpd", uci("ddpd", "main", enabled="1", config="/etc/none.conf"))
+    assert router.init("reload").returncode != 0 and "/etc/none.conf: there is no such file" in router.log()
+    assert router.task is task and task is not None and task.poll() is None
+
+
+# ==== the protocol of netifd ==========================================================
+
+
+def wan6d(**more: object) -> dict[str, object]:
+    return {"proto": "ddpd", "grantor": ["fd00::1"], "key": public_of("hub"), "ask": ["::/56"], **more}
+
+
+def test_what_netifd_is_told_of_the_protocol(router: Router) -> None:
+    calls = Netifd(router, "", {}, "").handler("dump")
+    declared = {call[1].partition(":")[0]: call[0] for call in calls if call[0].startswith("proto_config_add")}
+    assert declared == {
+        **dict.fromkeys(("grantor", "ask", "accept"), "proto_config_add_array"),
+        **dict.fromkeys(("key", "gateway", "hostname", "keepalive", "keyfile"), "proto_config_add_string"),
+        "mtu": "proto_config_add_int", "norelease": "proto_config_add_boolean"}
+    assert ("dump", "ddpd", "renew-handler=1", "no-device=0", "lasterror=1") in calls
+
+
+BASE = """[ddpd]
+key = /etc/ddpd/key
+leases = /etc/ddpd/if-wan6d.json
+control = /var/run/ddpd/if-wan6d.sock
+status = /var/run/ddpd/if-wan6d.json
+mark = 222
+[grantor wan6d]
+key = {key}
+address = fd00::1
+ask = ::/56
+install = no
+hook = /lib/netifd/ddpd.script
+release = yes
+"""
+
+
+@pytest.mark.parametrize(("more", "old", "new"), [
+    ({}, "", ""),
+    ({"ask": []}, "", ""),
+    ({"grantor": ["a.example:4000", "fd00::1"]}, "address = fd00::1", "address = a.example:4000\n    fd00::1"),
+    ({"ask": ["3: ::/60 on @lan", "::/64"]}, "ask = ::/56", "ask = 3: ::/60 on br-lan\n    ::/64"),
+    ({"ask": ["0.0.0.0/28", "::/80", "::/128"]}, "ask = ::/56",
+     "ask = 0.0.0.0/28 on eth0\n    ::/80 on eth0\n    ::/128 on eth0"),
+    ({"norelease": True}, "release = yes\n", ""),
+    ({"norelease": False}, "", ""),
+    ({"hostname": "box"}, "release = yes\n", "release = yes\nhostname = box\n"),
+    ({"keepalive": "25s"}, "release = yes\n", "release = yes\nkeepalive = 25s\n"),
+    ({"accept": ["2000::/3", "10.0.0.0/8"]}, "release = yes\n", "release = yes\naccept = 2000::/3\n    10.0.0.0/8\n"),
+    ({"keyfile": "/etc/ddpd/second"}, "key = /etc/ddpd/key", "key = /etc/ddpd/second"),
+])
+def test_options_of_the_protocol(router: Router, more: dict[str, object], old: str, new: str) -> None:
+    calls = Netifd(router, "wan6d", wan6d(**more), "eth0").handler("setup")
+    assert [call for call in calls if call[0] == "proto_notify_error"] == []
+    conf = re.sub(r"\n +", "\n    ", router.read("var/run/ddpd/if-wan6d.conf"))
+    assert conf == BASE.format(key=public_of("hub")).replace(old, new, 1)
+    assert calls[-1] == ("proto_run_command", "wan6d", "/usr/sbin/ddpd", "-c", "/var/run/ddpd/if-wan6d.conf")
+    assert (router.root / "var/run/ddpd/if-wan6d.conf").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(("more", "code"), [
+    ({"grantor": []}, "MISSING_GRANTOR"), ({"key": ""}, "MISSING_KEY"), ({"key": "abc"}, "INVALID_CONFIG"),
+    ({"ask": ["::/56 in lan"]}, "INVALID_CONFIG"), ({"grantor": ["a_b"]}, "INVALID_CONFIG"),
+    ({"hostname": "x;y"}, "INVALID_CONFIG"), ({"hostname": "x\n[pool p]"}, "INVALID_CONFIG"),
+    ({"keyfile": "/proc/none/key"}, "INVALID_CONFIG"), ({"accept": ["all"]}, "INVALID_CONFIG"),
+    ({"keepalive": "often"}, "INVALID_CONFIG"),
+])
+def test_what_time_cannot_cure_is_blocked(router: Router, more: dict[str, object], code: str) -> None:
+    netifd = Netifd(router, "wan6d", wan6d(**more), "eth0")
+    calls = netifd.setup()
+    assert netifd.errors()[0][0] == code and netifd.blocked
+    assert not [call for call in calls if call[0] == "proto_run_command"]
+
+
+def test_without_python_it_says_so(router: Router) -> None:
+    router.write("usr/bin/python3", "#!/bin/sh\nexit 1\n", 0o755)
+    netifd = Netifd(router, "wan6d", wan6d(), "eth0")
+    netifd.setup()
+    assert netifd.errors() == [("NO_PYTHON",)] and netifd.blocked
+
+
+def told_of(netifd: Netifd, name: str) -> list[tuple[str, ...]]:
+    """What the last update has of this kind."""
+    netifd.hear()
+    updates = netifd.updates()
+    return [call[1:] for call in updates[-1] if call[0] == name] if updates else []
+
+
+def test_a_life_under_netifd(router: Router, lab: Lab) -> None:
+    """Setup, renew, renumber, refusal, teardown: what netifd is told, and what is on the wire."""
+    router.sh("/usr/lib/ddpd/compile")
+    lab["home"].bridge("br-guest")
+    netifd = Netifd(router, "wan6d", wan6d(ask=["::/56", "::/128", "0.0.0.0/28 on br-guest", "0.0.0.0/32"]), "eth0")
+    config = HUB.format(lifetime="1h").replace("limit = 4", "limit = 8").replace("/24-/32", "/24-/32").replace(
+        "give   = /56-/64", "give   = /56-/128")
+    with lab["hub"].ddpd(config) as hub:
+        netifd.setup()
+        assert netifd.task is not None
+        eventually(lambda: len(hub.status()["granted"]) == 4, 10)
+        eventually(lambda: told_of(netifd, "proto_add_ipv6_prefix"), 10)
+        leases = {row["slot"]: row["prefix"] for row in hub.status()["granted"]}
+        six, one, four, host = (leases[slot] for slot in range(4))
+        ((prefix,),) = told_of(netifd, "proto_add_ipv6_prefix")
+        named, preferred, valid = prefix.split(",")
+        assert named == six and 1700 < int(preferred) <= 1800 and 3500 < int(valid) <= 3600
+        ((address, length, _, _, offlink),) = told_of(netifd, "proto_add_ipv6_address")
+        assert (f"{address}/{length}", offlink) == (one, "1")
+        assert told_of(netifd, "proto_add_ipv4_address") == [(host.partition("/")[0], "32")]
+        assert told_of(netifd, "proto_add_dns_server") == [("2001:db8::53",)]
+        assert told_of(netifd, "proto_add_dns_search") == [("example.net",)]
+        assert told_of(netifd, "proto_add_ipv6_route") == []                    # on an Ethernet: no next hop is known
+        dynamic = [call for call in netifd.calls if call[0] == "ubus"]
+        own = f"{ddpd.Prefix(4, ddpd.parse_prefix(four).first + 1, 32).host}/28"
+        assert dynamic[-1] == ("ubus", "call", "network", "add_dynamic", "name=wan6d_br_guest proto=static "
+                               f"device=br-guest ipaddr=[ {own} ] ")
+        assert lab["home"].routes() == [] and "2001:db8" not in lab["home"].look("addr show")   # netifd does all that
+        assert Path("/proc/self").exists() and lab["home"].sh("cat /proc/sys/net/ipv6/conf/eth0/mtu") == "1400\n"
+
+        asked = len(netifd.updates())
+        netifd.handler("renew")
+        eventually(lambda: (netifd.hear(), len(netifd.updates()) > asked)[1], 5)
+
+        hub.write(hub.config.read_text().replace("2001:db8:42::/48", "2001:db8:43::/48"))
+        hub.signal(signal.SIGHUP)                                               # renumbered, as RFC 9096 wants it
+        eventually(lambda: len(told_of(netifd, "proto_add_ipv6_prefix")) == 2, 8)
+        shown = sorted(row[0].split(",") for row in told_of(netifd, "proto_add_ipv6_prefix"))
+        assert shown[0][:2] == [six, "0"] and int(shown[0][2]) > 3000
+        assert shown[1][0].startswith("2001:db8:43:") and int(shown[1][1]) > 1700
+
+        wire, began = lab["hub"].record("eth0"), time.monotonic()
+        assert netifd.teardown() == 0 and time.monotonic() - began < 5
+        assert wire.ddpd() and hub.status()["granted"] == []
+        netifd.hear()
+        assert ("ubus", "call", "network.interface.wan6d_br_guest", "remove") in netifd.calls
+
+
+@pytest.mark.parametrize(("more", "next_hop"), [({}, "fe80::99"), ({"gateway": "fe80::77"}, "fe80::77")])
+def test_the_default_route_of_what_was_given(router: Router, lab: Lab, more: dict[str, str], next_hop: str) -> None:
+    """By source, and by the next hop by which the grantor is asked, or the one that is configured."""
+    lab["home"].ip("-6 route add fd07::/64 via fe80::99 dev eth0")
+    lab["hub"].ip("-6 addr add fe80::99/64 dev eth0")
+    lab["hub"].ip("-6 addr add fd07::1/64 dev lo")
+    netifd = Netifd(router, "wan6d", wan6d(grantor=["fd07::1"], **more), "eth0")
+    with hub(lab) as grantor:
+        netifd.setup()
+        eventually(lambda: told_of(netifd, "proto_add_ipv6_route"), 10)
+        six = grantor.status()["granted"][0]["prefix"]
+        ((target, length, via, metric, valid, source),) = told_of(netifd, "proto_add_ipv6_route")
+        assert (target, length, via, metric, source) == ("::", "0", next_hop, "", six) and 3000 < int(valid) <= 3600
+        netifd.teardown()
+
+
+def test_a_dead_grantor_is_waited_for(router: Router, lab: Lab) -> None:
+    """60 s without a grantor: the task lives on, with the same pid; the error is shown; then it is answered."""
+    router.sh("/usr/lib/ddpd/compile")
+    netifd = Netifd(router, "wan6d", wan6d(), "eth0")
+    netifd.setup()
+    assert netifd.task is not None
+    eventually(lambda: netifd.hear() and netifd.errors(), 15)
+    time.sleep(60)
+    netifd.hear()
+    assert netifd.task.poll() is None and not netifd.blocked
+    assert netifd.errors()[:2] == [("NO_GRANTOR", "fd00::1"), ("UNKNOWN_KEY", public_of("home"))]
+    with hub(lab):
+        netifd.handler("renew")
+        eventually(lambda: told_of(netifd, "proto_add_ipv6_prefix"), 10)
+    began = time.monotonic()
+    assert netifd.teardown() == 0 and time.monotonic() - began < 5              # nobody to give it back to
+
+
+def test_a_name_that_is_not_found(router: Router) -> None:
+    router.sh("/usr/lib/ddpd/compile")
+    netifd = Netifd(router, "wan6d", wan6d(grantor=["nobody.invalid"]), "eth0")
+    netifd.setup()
+    eventually(lambda: netifd.hear() and netifd.errors(), 15)
+    assert netifd.errors() == [("NO_NAME",)] and netifd.teardown() == 0
+
+
+def test_a_refusal_is_an_error_and_what_is_granted_counts(router: Router, lab: Lab) -> None:
+    router.sh("/usr/lib/ddpd/compile")
+    netifd = Netifd(router, "wan6d", wan6d(ask=["::/56", "::/48"]), "eth0")
+    with hub(lab):
+        netifd.setup()
+        eventually(lambda: netifd.hear() and netifd.errors(), 15)
+        assert netifd.errors()[0][:2] == ("REFUSED", "slot 1")
+        assert len(told_of(netifd, "proto_add_ipv6_prefix")) == 1
+        assert netifd.teardown() == 0
+
+
+def test_a_restart_tells_at_once_what_is_held(router: Router, lab: Lab) -> None:
+    """A crash: netifd tears down, and sets up again; what is on file is told before anybody has answered."""
+    router.sh("/usr/lib/ddpd/compile")
+    netifd = Netifd(router, "wan6d", wan6d(norelease=True), "eth0")
+    with hub(lab) as grantor:
+        netifd.setup()
+        eventually(lambda: told_of(netifd, "proto_add_ipv6_prefix"), 10)
+        assert netifd.task is not None
+        netifd.task.kill()
+        netifd.task.wait()
+        grantor.kill()
+    began = time.monotonic()
+    netifd.teardown({"ERROR": "137"})
+    assert 3.5 < time.monotonic() - began < 5.5                                 # netifd itself knows no back-off
+    netifd.calls = []
+    netifd.setup()
+    eventually(lambda: told_of(netifd, "proto_add_ipv6_prefix"), 5)
+    assert netifd.teardown() == 0
+
+
+def test_two_interfaces_and_the_daemon_leave_each_other_alone(router: Router, lab: Lab) -> None:
+    """The daemon's routes carry its mark; those of netifd's interfaces are not ddpd's."""
+    router.sh("/usr/lib/ddpd/compile")
+    router.write("etc/config/ddpd", uci("ddpd", "main", enabled="1", key="/etc/ddpd/second") +
+                 uci("grantor", "hub", key=public_of("hub"), address="fd00::1", ask="::/60 on @lan"))
+    router.write("etc/ddpd/second", base64.b64encode(secret_of("second")).decode() + "\n", 0o600)
+    more = "[grantee second]\nkey = @second\npools = home\n"
+    with lab["hub"].ddpd(HUB.format(lifetime="1h") + more) as grantor:
+        assert router.init("start").returncode == 0
+        eventually(lambda: lab["home"].routes(), 10)
+        netifd = Netifd(router, "wan6d", wan6d(), "eth0")
+        netifd.setup()
+        eventually(lambda: len(grantor.status()["granted"]) == 2, 10)
+        assert netifd.teardown() == 0
+        time.sleep(0.5)
+        assert len(lab["home"].routes()) == 1

@@ -1,0 +1,272 @@
+"""A router: what the .ipk holds, unpacked with tar, BusyBox and nothing else, Python without what python3-light lacks.
+
+    with Lab("hub", "home") as lab:
+        router = Router(tmp_path, lab["home"], ipk)
+        router.write("etc/config/ddpd", "config ddpd 'main'\\n\\toption enabled '1'\\n")
+        router.init("start")                   # /etc/init.d/ddpd under a stand-in for rc.common; procd is played here
+        netifd = Netifd(router, "wan6d", {"proto": "ddpd", ...}, "eth0")
+        netifd.setup()
+
+Each command runs in a root folder of its own (chroot, in a mount namespace of its own) and the host's network
+namespace.  The stand-ins in tests/router record what they are told in /record, which `told` reads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from lab import Host
+
+HERE = Path(__file__).resolve().parent
+PYTHON = os.path.realpath(sys.executable)
+
+# Python as python3-light has it: what is not there cannot be imported, also where something else imports it.
+BLOCKER = """
+import sys
+
+class Absent:
+    names = frozenset({names!r}.split())
+
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        if name in cls.names:
+            raise ModuleNotFoundError(f"No module named {{name!r}} (python3-light has none)", name=name)
+
+for name in [name for name in sys.modules if name in Absent.names]:
+    del sys.modules[name]
+sys.meta_path.insert(0, Absent)
+sys.dont_write_bytecode = True
+"""
+TO_SHELL = """#!{python}
+import json, shlex, sys
+for name, value in json.loads(sys.argv[1]).items():
+    rows = value if isinstance(value, list) else []
+    if isinstance(value, list):
+        print(f"JSON_COUNT_{{name}}={{len(rows)}}")
+        for n, row in enumerate(rows, 1):
+            print(f"JSON_{{name}}_{{n}}={{shlex.quote(str(row))}}")
+    else:
+        print(f"JSON_{{name}}={{shlex.quote(str(int(value) if isinstance(value, bool) else value))}}")
+"""
+Call = tuple[str, ...]
+
+
+def bound_folders(library: str) -> list[str]:
+    """Folders of this machine that a Python in a root of its own needs."""
+    wanted = [*Path("/lib").glob("*-linux-*"), Path("/lib64"), *Path("/usr/lib").glob("*-linux-*"),
+              Path(sysconfig.get_paths()["stdlib"]), Path(PYTHON), Path(library)]
+    if sys.base_prefix != "/usr":
+        wanted.append(Path(sys.base_prefix))
+    return [str(path) for path in wanted if path.exists() and not (path.is_symlink() and path != Path("/lib64"))]
+
+
+class Router:
+    """Root folder, commands, and procd for one service."""
+
+    def __init__(self, folder: Path, host: Host, ipks: Iterable[Path], absent: Iterable[str], library: str) -> None:
+        self.host, self.root = host, folder / "root"
+        self.root.mkdir()
+        for ipk in ipks:
+            self.unpack(ipk)
+        self.furnish()
+        (self.root / "usr/bin/python3").write_text(
+            f"#!/bin/sh\nexec env PYTHONPATH=/slim:{library} {PYTHON} \"$@\"\n")
+        (self.root / "usr/bin/python3").chmod(0o755)
+        (self.root / "slim").mkdir()
+        (self.root / "slim/sitecustomize.py").write_text(BLOCKER.format(names=" ".join(sorted(absent))))
+        self.write("bin/to-shell", TO_SHELL.format(python=PYTHON), 0o755)
+        self.bound = bound_folders(library)
+        for path in self.bound:
+            place = self.root / path.lstrip("/")
+            if os.path.isdir(path):
+                place.mkdir(parents=True, exist_ok=True)
+            else:
+                place.parent.mkdir(parents=True, exist_ok=True)
+                place.touch()
+        self.heard = 0                                            # of what was recorded
+        self.task: subprocess.Popen[bytes] | None = None          # of procd
+        self.instance: tuple[list[str], str] | None = None
+
+    def unpack(self, ipk: Path) -> None:
+        """As opkg does, by plain tar."""
+        for archive in ("data", "control"):
+            data = subprocess.run(["tar", "-xzOf", str(ipk), f"./{archive}.tar.gz"], check=True, capture_output=True)
+            target = self.root if archive == "data" else self.root / f"usr/lib/opkg/info/{ipk.name.split('_')[0]}"
+            target.mkdir(parents=True, exist_ok=True)
+            subprocess.run(["tar", "-xzf", "-", "-C", str(target)], input=data.stdout, check=True)
+
+    def furnish(self) -> None:
+        for name in ("bin", "sbin", "usr/bin", "usr/sbin", "proc", "dev", "sys", "tmp", "var/run", "var/lock", "etc"):
+            (self.root / name).mkdir(parents=True, exist_ok=True)
+        busybox = shutil.which("busybox")
+        assert busybox is not None
+        shutil.copy(busybox, self.root / "bin/busybox")
+        applets = subprocess.run([busybox, "--list"], capture_output=True, text=True, check=True).stdout.split()
+        for applet in applets:
+            if not (self.root / "bin" / applet).exists():
+                (self.root / "bin" / applet).symlink_to("busybox")
+        for source in (HERE / "router").rglob("*"):
+            if source.is_file():
+                target = self.root / source.relative_to(HERE / "router")
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.unlink(missing_ok=True)
+                shutil.copy(source, target)
+
+    # -- commands
+
+    def argv(self, command: list[str]) -> list[str]:
+        root = shlex.quote(str(self.root))
+        binds = "".join(f"mount --bind {path} {root}{path};" for path in [*self.bound, "/dev", "/proc", "/sys"])
+        return [*self.host.inside(), "unshare", "-m", "--propagation", "private", "sh", "-c",
+                f'set -e; {binds} exec chroot {root} "$@"', "sh", *command]
+
+    def run(self, *command: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+        """In the router's own small environment."""
+        return subprocess.run(self.argv(["/bin/env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin",
+                                         *(f"{key}={value}" for key, value in (env or {}).items()), *command]),
+                              capture_output=True, text=True, check=False, timeout=60)
+
+    def start(self, command: list[str], env: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
+        with (self.root / "log").open("ab") as log:
+            return subprocess.Popen(
+                self.argv(["/bin/env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin",
+                           *(f"{key}={value}" for key, value in (env or {}).items()), *command]),
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+
+    def sh(self, command: str) -> str:
+        done = self.run("sh", "-c", command)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    # -- files
+
+    def write(self, name: str, text: str, mode: int = 0o644) -> None:
+        path = self.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        path.chmod(mode)
+
+    def read(self, name: str) -> str:
+        return (self.root / name).read_text()
+
+    def log(self) -> str:
+        return self.read("log") if (self.root / "log").exists() else ""
+
+    def told(self) -> list[Call]:
+        """What has been recorded since."""
+        record = self.root / "record"
+        text = record.read_text()[self.heard :] if record.exists() else ""
+        text = text[: text.rfind("\n") + 1]
+        self.heard += len(text)
+        return [tuple(line.split("\x1f")[:-1]) for line in text.split("\n")[:-1]]
+
+    # -- procd
+
+    def init(self, action: str, *words: str) -> subprocess.CompletedProcess[str]:
+        """/etc/init.d/ddpd ACTION, and what procd does then; `calls` has what it was told."""
+        self.told()
+        done = self.run("/etc/init.d/ddpd", action, *words)
+        self.calls = self.told()
+        if ("procd_close_service",) in self.calls:
+            self.apply()
+        return done
+
+    def params(self) -> dict[str, list[str]]:
+        return {call[1]: list(call[2:]) for call in self.calls if call[0] == "procd_set_param"}
+
+    def apply(self) -> None:
+        """A service without an instance is stopped; one whose file has changed gets its reload signal."""
+        params = self.params()
+        if "command" not in params:
+            self.stop()
+            self.instance = None
+            return
+        conf = self.root / os.path.realpath(self.root / params["file"][0].lstrip("/")).replace(str(self.root), "")[1:]
+        if (self.root / params["file"][0].lstrip("/")).is_symlink():
+            conf = self.root / os.readlink(self.root / params["file"][0].lstrip("/")).lstrip("/")
+        instance = params["command"], hashlib.md5(conf.read_bytes(), usedforsecurity=False).hexdigest()
+        if self.task is None or self.task.poll() is not None:
+            self.task = self.start(params["command"])
+        elif instance != self.instance:
+            self.task.send_signal(signal.Signals[f"SIG{params['reload_signal'][0]}"])
+        self.instance = instance
+
+    def stop(self) -> int | None:
+        if self.task is None:
+            return None
+        self.task.terminate()
+        code = self.task.wait(10)
+        self.task = None
+        return code
+
+    def status(self, conf: str = "/var/run/ddpd/ddpd.conf") -> dict[str, list[dict[str, object]]]:
+        said = self.run("/usr/sbin/ddpd", "-c", conf, "status", "--json")
+        return dict(json.loads(said.stdout)) if said.returncode == 0 else {}
+
+
+class Netifd:
+    """One interface of a shell protocol, as netifd treats it."""
+
+    def __init__(self, router: Router, interface: str, config: Mapping[str, object], device: str) -> None:
+        self.router, self.interface, self.config, self.device = router, interface, dict(config), device
+        self.task: subprocess.Popen[bytes] | None = None
+        self.calls: list[Call] = []
+        self.blocked = False
+
+    def handler(self, action: str, env: Mapping[str, str] | None = None) -> list[Call]:
+        config = json.dumps(self.config)
+        done = self.router.run("sh", "-c", 'cd /lib/netifd/proto; exec ./ddpd.sh "$@"', "sh", "ddpd", action,
+                               self.interface, config, self.device, env=env)
+        assert "syntax" not in done.stderr and "not found" not in done.stderr, done.stderr
+        return self.hear()
+
+    def hear(self) -> list[Call]:
+        calls = self.router.told()
+        self.calls += calls
+        return calls
+
+    def setup(self) -> list[Call]:
+        calls = self.handler("setup")
+        env = dict(call[1].split("=", 1) for call in calls if call[0] == "proto_export")
+        self.blocked = any(call[0] == "proto_block_restart" for call in calls)
+        for call in calls:
+            if call[0] == "proto_run_command":
+                self.task = self.router.start(list(call[2:]), env)
+                self.router.write(f"task.{self.interface}", str(self.task.pid))
+        return calls
+
+    def teardown(self, env: Mapping[str, str] | None = None) -> int | None:
+        """The code with which the task has ended, within 5 s; None: it had to be killed."""
+        self.handler("teardown", env)
+        task, self.task = self.task, None
+        if task is None:
+            return 0
+        try:
+            return task.wait(5)
+        except subprocess.TimeoutExpired:
+            task.kill()
+            task.wait()
+            return None
+
+    def updates(self, calls: Iterable[Call] | None = None) -> list[list[Call]]:
+        """Each proto_init_update with what came until proto_send_update."""
+        found: list[list[Call]] = []
+        for call in self.calls if calls is None else calls:
+            if call[0] == "proto_init_update":
+                found.append([call])
+            elif found and call[0].startswith("proto_add"):
+                found[-1].append(call)
+        return found
+
+    def errors(self) -> list[Call]:
+        return [call[2:] for call in self.calls if call[0] == "proto_notify_error"]
