@@ -48,6 +48,7 @@ bench:          ## how fast it is, beside the programs it replaces (root)
 	@$(WITH) bench tests/bench/beside.py
 	@$(WITH) bench tests/bench/neighbours.py
 	@$(WITH) bench tests/bench/wireguard.py
+	@$(WITH) bench tests/bench/router.py
 
 docs:           ## rewrite the tables of README.md and PROTOCOL.md from the code
 	@$(WITH) check tests/docs.py --write

@@ -10,6 +10,7 @@ import base64
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,7 +24,7 @@ import pytest
 import ddpd
 from build import main as build
 from daemon import Daemon
-from lab import Lab, eventually, needs, public_of, secret_of
+from lab import Lab, eventually, needs, public_of, secret_of, wg_name
 from luci.samples import FULL, OURS
 from onrouter import Netifd, Router
 from test_architecture import ABSENT, FAILING
@@ -511,3 +512,111 @@ def test_two_interfaces_and_the_daemon_leave_each_other_alone(router: Router, la
         assert netifd.teardown() == 0
         time.sleep(0.5)
         assert len(lab["home"].routes()) == 1
+
+
+# ==== the README's files, as printed ==================================================
+
+ALICE, EXIT = "AvRrA7O4QhBqvpkZGJOBiVEkvWMTRq5kP4EMIcPJ7H4=", "5Pz6YYy4WuOEnLQDDjYOTKO+Y7z3XKmkfnmMmUrDL0U="
+README = (Path(__file__).resolve().parents[2] / "README.md").read_text()
+
+
+def printed(begin: str, **keys: str) -> str:
+    """The one block that begins so; alice and exit have the keys of those hosts."""
+    [block] = [block for block in re.findall(r"(?ms)^```[a-z]*\n(.*?)^```", README) if block.startswith(begin)]
+    named = {"alice": ALICE, "exit": EXIT}
+    for name, host in keys.items():
+        assert named[name] in block
+        block = block.replace(named[name], public_of(host))
+    return str(block)
+
+
+def as_netifd_has_it(text: str, router: Router) -> tuple[str, dict[str, object]]:
+    """The interface of a network file, typed as the protocol declares its options."""
+    arrays = [call[1].partition(":")[0] for call in Netifd(router, "", {}, "").handler("dump")
+              if call[0] == "proto_config_add_array"]
+    [name] = re.findall(r"(?m)^config interface '(\w+)'", text)
+    found: dict[str, object] = {}
+    for word, key, value in re.findall(r"(?m)^\t(option|list) (\w+) '(.*)'$", text):
+        rows = found.setdefault(key, []) if key in arrays else None
+        if isinstance(rows, list):
+            rows += [value] if word == "list" else value.split()
+        else:
+            found[key] = value
+    return name, found
+
+
+def test_the_readme_s_asking_router(router: Router, lab: Lab) -> None:
+    name, config = as_netifd_has_it(printed("# /etc/config/network\n", exit="hub"), router)
+    assert (name, config["device"]) == ("wan6d", "@wan")
+    router.write("etc/hosts", "fd00::1 exit1.example.net\n")
+    netifd = Netifd(router, name, config, "eth0")
+    with hub(lab):
+        netifd.setup()
+        eventually(lambda: told_of(netifd, "proto_add_ipv6_prefix"), 15)
+        assert netifd.teardown() == 0
+
+
+def test_the_readme_s_granting_router(router: Router, lab: Lab) -> None:
+    lab["home"].address("br-lan", "2001:db8:77:10::1/60")
+    router.write("etc/config/ddpd", printed("# /etc/config/ddpd of a grantor\n", alice="hub"))
+    assert router.init("start").returncode == 0, router.log()
+    assert ("procd_add_reload_interface_trigger", "lan") in router.calls
+    with lab["hub"].ddpd("[grantor home]\nkey = @home\naddress = fd00::2\nask = ::/62\ninstall = no\n") as leaf:
+        def held() -> list[str]:
+            return [row["prefix"] for row in leaf.status()["held"] if row["preferred"]]
+        eventually(lambda: held() and held()[0].startswith("2001:db8:77:1"), 15)
+        lab["home"].ip("addr add 2001:db8:88:20::1/60 dev br-lan")
+        lab["home"].ip("addr del 2001:db8:77:10::1/60 dev br-lan")
+        eventually(lambda: held() and held()[0].startswith("2001:db8:88:2"), 10)
+
+
+def test_the_readme_s_mesh_node(ipks: list[Path], library: str, tmp_path: Path) -> None:
+    """Both prefixes are on lan, the second waits for the first; each leaves by its own exit."""
+    with Lab("hub", "other", "home") as lab:
+        lab.cable("hub:eth0 fd00::1/128", "home:eth0 fd00::9/128")
+        lab.cable("other:eth0 fd00::2/128", "home:eth1 fd00::9/128")
+        lab["home"].bridge("br-lan")
+        for exit_, dev, own in (("hub", "eth0", "fd00::1"), ("other", "eth1", "fd00::2")):
+            lab["home"].ip(f"-6 route add {own} dev {dev}")
+            lab[exit_].ip("-6 route add fd00::9 dev eth0")
+        router = Router(tmp_path, lab["home"], ipks, ABSENT | FAILING, library)
+        router.write("etc/devices", "lan br-lan\n")
+        router.write("etc/ddpd/key", base64.b64encode(secret_of("home")).decode() + "\n", 0o600)
+        router.write("etc/config/ddpd", printed("# /etc/config/ddpd of a mesh node\n", exit="hub", alice="other"))
+        for n, name in enumerate(("hub", "other")):
+            lab[name].ddpd(HUB.format(lifetime="1h").replace("2001:db8:42:", f"2001:db8:4{n}:")).start()
+        try:
+            assert router.init("start").returncode == 0, router.log()
+            eventually(lambda: len(lab["home"].addresses("br-lan")) == 2, 15)
+            eventually(lambda: lab["home"].look("-6 route show table all proto 221").count("default") == 2, 10)
+            waits = {row["grantor"]: row["waits"] for row in router.status()["held"]}
+            assert waits == {"exit1": False, "exit2": True}
+        finally:
+            router.stop()
+            print(router.log())
+
+
+@needs("command -v wg wireguard-go")
+def test_the_readme_s_tunnel(ipks: list[Path], library: str, tmp_path: Path) -> None:
+    with Lab("hub", "home") as lab:
+        lab.cable("hub:eth0 203.0.113.1/24", "home:eth0 203.0.113.2/24")
+        lab["home"].bridge("br-lan")
+        wg = wg_name("hub")
+        lab["hub"].ddpd(printed("; /etc/ddpd.conf on the hub", alice="home").replace("wg0", wg)).start()
+        router = Router(tmp_path, lab["home"], ipks, ABSENT | FAILING, library)
+        router.write("etc/devices", "lan br-lan\n")
+        router.write("etc/ddpd/key", base64.b64encode(secret_of("home")).decode() + "\n", 0o600)
+        for program in ("wg", "wireguard-go"):
+            path = shutil.which(program)
+            assert path is not None
+            shutil.copy(path, router.root / "usr/bin" / program)
+        router.write("etc/config/ddpd", printed("# /etc/config/ddpd with a tunnel\n", exit="hub"))
+        try:
+            assert router.init("start").returncode == 0, router.log()
+            eventually(lambda: len(lab["home"].addresses("br-lan")) == 1 == len(lab["home"].addresses("wg0")), 20)
+            own = lab["home"].addresses("br-lan")[0].split("/")[0]
+            eventually(lambda: lab["home"].reaches("fd00:9::1", own), 10)
+        finally:
+            router.stop()
+            lab["home"].ip("link del wg0")                         # wireguard-go goes with it
+            print(router.log())
