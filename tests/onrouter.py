@@ -1,7 +1,7 @@
 """A router: what the .ipk holds, unpacked with tar, BusyBox and nothing else, Python without what python3-light lacks.
 
     with Lab("hub", "home") as lab:
-        router = Router(tmp_path, lab["home"], ipk)
+        router = Router(tmp_path, lab["home"], ipks, Slim(sys.executable, library))
         router.write("etc/config/ddpd", "config ddpd 'main'\\n\\toption enabled '1'\\n")
         router.init("start")                   # /etc/init.d/ddpd under a stand-in for rc.common; procd is played here
         netifd = Netifd(router, "wan6d", {"proto": "ddpd", ...}, "eth0")
@@ -21,14 +21,15 @@ import shutil
 import signal
 import subprocess
 import sys
-import sysconfig
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from lab import Host
+from test_architecture import ABSENT, FAILING
 
 HERE = Path(__file__).resolve().parent
-PYTHON = os.path.realpath(sys.executable)
+PLACES = ("import os, sys, sysconfig; "
+          "print(os.path.realpath(sys.executable), sysconfig.get_path('stdlib'), sys.base_prefix)")
 
 # Python as python3-light has it: what is not there cannot be imported, also where something else imports it.
 BLOCKER = """
@@ -61,31 +62,57 @@ for name, value in json.loads(sys.argv[1]).items():
 Call = tuple[str, ...]
 
 
-def bound_folders(library: str) -> list[str]:
-    """Folders of this machine that a Python in a root of its own needs."""
-    wanted = [*Path("/lib").glob("*-linux-*"), Path("/lib64"), *Path("/usr/lib").glob("*-linux-*"),
-              Path(sysconfig.get_paths()["stdlib"]), Path(PYTHON), Path(library)]
-    if sys.base_prefix != "/usr":
-        wanted.append(Path(sys.base_prefix))
-    return [str(path) for path in wanted if path.exists() and not (path.is_symlink() and path != Path("/lib64"))]
+class Slim:
+    """A Python as python3-light has it, with a library folder that holds PyNaCl."""
+
+    def __init__(self, python: str, library: Path) -> None:
+        self.library = library
+        said = subprocess.run([python, "-c", PLACES], capture_output=True, text=True, check=True).stdout
+        self.path, stdlib, prefix = said.split()
+        wanted = [*Path("/lib").glob("*-linux-*"), Path("/lib64"), *Path("/usr/lib").glob("*-linux-*"),
+                  Path(stdlib), Path(self.path), library, *([Path(prefix)] if prefix != "/usr" else [])]
+        # What of this machine a root folder needs.  (/lib may be a link to /usr/lib; ld.so is looked for in /lib64.)
+        self.bound = [str(path) for path in wanted
+                      if path.exists() and (path == Path("/lib64") or not path.is_symlink())]
+
+
+def pythons() -> list[str]:
+    """Every Python here that ddpd runs on, one for each version; ours first."""
+    tried = [sys.executable, *(f"python3.{minor}" for minor in range(11, 20)),
+             *map(str, sorted(Path.home().glob(".pyenv/versions/3.*/bin/python3")))]
+    found: dict[str, str] = {}
+    for name in tried:
+        path = shutil.which(name)
+        done = path and subprocess.run([path, "-c", "import sys; print(*sys.version_info[:2])"], capture_output=True,
+                                       text=True, check=False)
+        if path and done and done.returncode == 0 and tuple(map(int, done.stdout.split())) >= (3, 11):
+            found.setdefault(done.stdout, path)
+    return list(found.values())
+
+
+def install_pynacl(python: str, version: str, folder: Path) -> str:
+    """Why it cannot be installed; empty if it is."""
+    done = subprocess.run([python, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--target", str(folder),
+                           f"pynacl=={version}"], capture_output=True, text=True, check=False)
+    return "".join(done.stderr.strip().splitlines()[-1:]) if done.returncode else ""
 
 
 class Router:
     """Root folder, commands, and procd for one service."""
 
-    def __init__(self, folder: Path, host: Host, ipks: Iterable[Path], absent: Iterable[str], library: str) -> None:
+    def __init__(self, folder: Path, host: Host, ipks: Iterable[Path], slim: Slim) -> None:
         self.host, self.root = host, folder / "root"
         self.root.mkdir()
         for ipk in ipks:
             self.unpack(ipk)
         self.furnish()
         (self.root / "usr/bin/python3").write_text(
-            f"#!/bin/sh\nexec env PYTHONPATH=/slim:{library} {PYTHON} \"$@\"\n")
+            f"#!/bin/sh\nexec env PYTHONPATH=/slim:{slim.library} {slim.path} \"$@\"\n")
         (self.root / "usr/bin/python3").chmod(0o755)
         (self.root / "slim").mkdir()
-        (self.root / "slim/sitecustomize.py").write_text(BLOCKER.format(names=" ".join(sorted(absent))))
-        self.write("bin/to-shell", TO_SHELL.format(python=PYTHON), 0o755)
-        self.bound = bound_folders(library)
+        (self.root / "slim/sitecustomize.py").write_text(BLOCKER.format(names=" ".join(sorted(ABSENT | FAILING))))
+        self.write("bin/to-shell", TO_SHELL.format(python=slim.path), 0o755)
+        self.bound = slim.bound
         for path in self.bound:
             place = self.root / path.lstrip("/")
             if os.path.isdir(path):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -19,8 +18,7 @@ sys.path[:0] = [str(HERE.parents[1]), str(HERE.parent), str(HERE.parents[1] / "o
 
 from build import main as build  # noqa: E402
 from lab import Lab, eventually, public_of, secret_of  # noqa: E402
-from onrouter import Netifd, Router  # noqa: E402
-from test_architecture import ABSENT, FAILING  # noqa: E402
+from onrouter import Netifd, Router, Slim, install_pynacl  # noqa: E402
 
 HUB = "[pool home]\nprefix = 2001:db8:42::/48\ngive = /56\n[grantee home]\nkey = @home\npools = home\n"
 TIMES = 15
@@ -55,9 +53,8 @@ def measure(folder: Path, lab: Lab) -> None:
     lab.cable("hub:eth0 fd00::1/64", "home:eth0 fd00::2/64")
     build(["ipk", str(folder)])
     library = folder / "library"
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--target", str(library), "pynacl==1.5.0"],
-                   check=True, stderr=subprocess.DEVNULL)
-    router = Router(folder, lab["home"], sorted(folder.glob("*.ipk")), ABSENT | FAILING, str(library))
+    install_pynacl(sys.executable, "1.5.0", library)
+    router = Router(folder, lab["home"], sorted(folder.glob("*.ipk")), Slim(sys.executable, library))
     config: dict[str, object] = {"proto": "ddpd", "grantor": ["fd00::1"], "key": public_of("hub"), "ask": ["::/56"]}
     lab["hub"].ddpd(HUB).start()
     router.write("etc/ddpd/key", base64.b64encode(secret_of("home")).decode() + "\n", 0o600)

@@ -12,7 +12,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -26,12 +25,11 @@ from build import main as build
 from daemon import Daemon
 from lab import Lab, eventually, needs, public_of, secret_of, wg_name
 from luci.samples import FULL, OURS
-from onrouter import Netifd, Router
-from test_architecture import ABSENT, FAILING
+from onrouter import Netifd, Router, Slim, install_pynacl, pythons
 
 pytestmark = needs("command -v busybox && unshare -m true")
 
-OLDEST = "pynacl==1.5.0"
+OLDEST = "1.5.0"
 HUB = """
 [pool home]
 prefix = 2001:db8:42::/48
@@ -59,14 +57,18 @@ def ipks(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 @pytest.fixture(scope="session")
-def library(tmp_path_factory: pytest.TempPathFactory) -> str:
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the oldest PyNaCl that is supported."""
     folder = tmp_path_factory.mktemp("oldest")
-    done = subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--target",
-                           str(folder), OLDEST], capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        pytest.skip(f"cannot install {OLDEST}: {done.stderr.strip().splitlines()[-1:]}")
-    return str(folder)
+    why = install_pynacl(sys.executable, OLDEST, folder)
+    if why:
+        pytest.skip(f"cannot install PyNaCl {OLDEST}: {why}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def slim(library: Path) -> Slim:
+    return Slim(sys.executable, library)
 
 
 @pytest.fixture
@@ -78,8 +80,8 @@ def lab() -> Iterator[Lab]:
 
 
 @pytest.fixture
-def router(lab: Lab, ipks: list[Path], library: str, tmp_path: Path) -> Iterator[Router]:
-    router = Router(tmp_path, lab["home"], ipks, ABSENT | FAILING, library)
+def router(lab: Lab, ipks: list[Path], slim: Slim, tmp_path: Path) -> Iterator[Router]:
+    router = Router(tmp_path, lab["home"], ipks, slim)
     router.write("etc/devices", "wan eth0\nlan br-lan\n")
     router.write("etc/ddpd/key", base64.b64encode(secret_of("home")).decode() + "\n", 0o600)
     try:
@@ -545,7 +547,16 @@ def as_netifd_has_it(text: str, router: Router) -> tuple[str, dict[str, object]]
     return name, found
 
 
-def test_the_readme_s_asking_router(router: Router, lab: Lab) -> None:
+@pytest.mark.parametrize("python", pythons(), ids=lambda path: path.replace(str(Path.home()), "~"))
+def test_the_readme_s_asking_router(lab: Lab, ipks: list[Path], python: str, tmp_path: Path) -> None:
+    """On every Python that this machine has, with the oldest PyNaCl; the grantor is named by a host name."""
+    why = install_pynacl(python, OLDEST, tmp_path / "library")
+    if why:
+        pytest.skip(f"cannot install PyNaCl {OLDEST} for {python}: {why}")
+    router = Router(tmp_path, lab["home"], ipks, Slim(python, tmp_path / "library"))
+    router.write("etc/devices", "wan eth0\n")
+    router.write("etc/ddpd/key", base64.b64encode(secret_of("home")).decode() + "\n", 0o600)
+    router.sh("/usr/lib/ddpd/compile")
     name, config = as_netifd_has_it(printed("# /etc/config/network\n", exit="hub"), router)
     assert (name, config["device"]) == ("wan6d", "@wan")
     router.write("etc/hosts", "fd00::1 exit1.example.net\n")
@@ -570,7 +581,7 @@ def test_the_readme_s_granting_router(router: Router, lab: Lab) -> None:
         eventually(lambda: held() and held()[0].startswith("2001:db8:88:2"), 10)
 
 
-def test_the_readme_s_mesh_node(ipks: list[Path], library: str, tmp_path: Path) -> None:
+def test_the_readme_s_mesh_node(ipks: list[Path], slim: Slim, tmp_path: Path) -> None:
     """Both prefixes are on lan, the second waits for the first; each leaves by its own exit."""
     with Lab("hub", "other", "home") as lab:
         lab.cable("hub:eth0 fd00::1/128", "home:eth0 fd00::9/128")
@@ -579,7 +590,7 @@ def test_the_readme_s_mesh_node(ipks: list[Path], library: str, tmp_path: Path) 
         for exit_, dev, own in (("hub", "eth0", "fd00::1"), ("other", "eth1", "fd00::2")):
             lab["home"].ip(f"-6 route add {own} dev {dev}")
             lab[exit_].ip("-6 route add fd00::9 dev eth0")
-        router = Router(tmp_path, lab["home"], ipks, ABSENT | FAILING, library)
+        router = Router(tmp_path, lab["home"], ipks, slim)
         router.write("etc/devices", "lan br-lan\n")
         router.write("etc/ddpd/key", base64.b64encode(secret_of("home")).decode() + "\n", 0o600)
         router.write("etc/config/ddpd", printed("# /etc/config/ddpd of a mesh node\n", exit="hub", alice="other"))
@@ -597,13 +608,13 @@ def test_the_readme_s_mesh_node(ipks: list[Path], library: str, tmp_path: Path) 
 
 
 @needs("command -v wg wireguard-go")
-def test_the_readme_s_tunnel(ipks: list[Path], library: str, tmp_path: Path) -> None:
+def test_the_readme_s_tunnel(ipks: list[Path], slim: Slim, tmp_path: Path) -> None:
     with Lab("hub", "home") as lab:
         lab.cable("hub:eth0 203.0.113.1/24", "home:eth0 203.0.113.2/24")
         lab["home"].bridge("br-lan")
         wg = wg_name("hub")
         lab["hub"].ddpd(printed("; /etc/ddpd.conf on the hub", alice="home").replace("wg0", wg)).start()
-        router = Router(tmp_path, lab["home"], ipks, ABSENT | FAILING, library)
+        router = Router(tmp_path, lab["home"], ipks, slim)
         router.write("etc/devices", "lan br-lan\n")
         router.write("etc/ddpd/key", base64.b64encode(secret_of("home")).decode() + "\n", 0o600)
         for program in ("wg", "wireguard-go"):
