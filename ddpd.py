@@ -107,8 +107,9 @@ LINGER_S:       Final = 7200           # seconds that a lost prefix stays valid 
 CHILD_S:        Final = 5              # seconds that a command may run
 HOOK_S:         Final = 30             # seconds that a hook may run
 STOP_S:         Final = 2              # ... that those have that are told of the end
-RELEASE_S:      Final = 2              # ... until what is given back at the end is forgotten unanswered (netifd: 5)
+RELEASE_S:      Final = 1.5            # ... until what is given back at the end is forgotten unanswered (netifd: 5)
 STATUS_S:       Final = 5              # between two status files
+RETRY_STATUS_S: Final = 60             # ... after one that could not be written
 MAX_CONTROLS:   Final = 16             # control connections at once
 CONTROL_S:      Final = 10             # seconds for a control connection to ask and to read
 MAX_CONTROL:    Final = 65_536         # bytes of a control message towards the daemon
@@ -7239,12 +7240,15 @@ def status_of(node: Node, now: Now, most: int) -> dict[str, Any]:
     }
 
 
+OUR_STATUS: Final = '{"uptime": '        # as each file begins
+
+
 def status_file_text(node: Node, now: Now) -> str:
     """What `status --json` prints, and the time since boot to which it counts: without the peers' keys, for the web."""
     said = status_of(node, now, FILE_ROWS)
     rows = {name: [{key: value for key, value in row.items() if key != "key"} for row in said[name]]
             for name in ("granted", "held")}
-    return json.dumps({"uptime": int(now.boot), **said, **rows}) + "\n"
+    return f"{OUR_STATUS}{int(now.boot)}, {json.dumps({**said, **rows})[1:]}\n"
 
 
 def lease_rows(node: Node, leases: Iterable[Lease], now: Now) -> Iterator[dict[str, Any]]:
@@ -7525,7 +7529,7 @@ def environment_of(grantee: Grantee, event: str, now: Now) -> dict[str, str]:
             "ADDRESSES": leased(grantee, lambda prefix: prefix.is_address, now),
             "SUBNETS": " ".join(f"{thing.dev},{lasts(thing.address, thing.prefers_until, thing.valid_until, now)}"
                                 for held in grantee.held for thing in grantee.lan_things(held))}
-    dev, via = (grantee.way.reach.dev, grantee.way.reach.via) if grantee.way else ("", "")
+    dev, via = (grantee.way.reach.dev, grantee.way.reach.via or asked_at(grantee)) if grantee.way else ("", "")
     found = {"EVENT": event, "GRANTOR": grantee.contact.name, "STATE": grantee.state.value, **rows,
              "INTERFACE": dev, "GATEWAY": via, "SERVER": asked_at(grantee), "ANSWERS": str(grantee.answers)}
     for name, value in options_shown(grantee.options).items():
@@ -9827,7 +9831,8 @@ class Daemon(Installer):
         self.signals: list[int] = []
         self.stopping = False
         self.leave_at = inf                                       # then, even if what is given back is not answered
-        self.status_at = -inf if config.status else inf           # when to write the status file
+        self.status_at = -inf if config.status else inf           # when to write the status file ...
+        self.showed = False                                       # ... and whether there is one
         self.node.grantor.site = load_handlers(config.handlers)
         self.unwritten: list[str] = []                            # of the accounting log
         self.loading: Steps[Config] | None = None
@@ -9887,7 +9892,7 @@ class Daemon(Installer):
     def leave(self) -> None:
         """A restart is no outage: but for `release = yes` nothing is released, nothing removed."""
         self.rewrite(clean=True)
-        if self.config.status:
+        if self.showed:
             with suppress(OSError):
                 os.unlink(self.config.status)
         self.account()
@@ -10035,11 +10040,16 @@ class Daemon(Installer):
         return (grantee for grantee in self.node.grantees.values() if grantee.contact.release and grantee.releases)
 
     def show_status(self, now: Now) -> None:
+        """Never over a file that is none of ours."""
         self.status_at = inf
         try:
+            if os.path.exists(self.config.status) and not own_text(self.config.status).startswith(OUR_STATUS):
+                raise OSError(0, "there is a file that ddpd has not made")
             make_folder(self.config.status)
             write_whole(self.config.status, status_file_text(self.node, now))
+            self.showed = True
         except OSError as why:
+            self.status_at = now.boot + RETRY_STATUS_S
             log.limited("status", "cannot write %s: %s", self.config.status, why.strerror)
 
     def wait(self) -> list[Any]:
@@ -10229,17 +10239,17 @@ class Daemon(Installer):
     def signalled(self, number: int, now: Now) -> list[Effect]:
         if number in (signal.SIGTERM, signal.SIGINT):
             return self.told_to_end(now)
-        if number == signal.SIGHUP:
+        if number == signal.SIGHUP and not self.stopping:
             self.reload()
-        elif number == signal.SIGUSR1:
+        elif number == signal.SIGUSR1 and not self.stopping:
             return self.node.operate(Event.NUDGED, "", now)
         return []
 
     def told_to_end(self, now: Now) -> list[Effect]:
-        """At once, if told twice."""
+        """At once, if told twice.  Who holds nothing may have been granted something just now."""
         self.leave_at = -inf if self.stopping else now.boot + RELEASE_S
         self.stopping = True
-        giving = [name for name, grantee in self.node.grantees.items() if grantee.contact.release and grantee.held]
+        giving = [name for name, grantee in self.node.grantees.items() if grantee.contact.release]
         return [effect for name in giving for effect in self.node.operate(Event.RELEASE, name, now)]
 
     # -- reload: read in slices, then taken over at once -----------------------------------

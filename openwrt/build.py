@@ -8,6 +8,7 @@ lie on a router (`root`, and for LuCI `htdocs`).  The same files give the same b
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import os
 import re
@@ -177,6 +178,9 @@ def apk(package: Package, root: Path, out: Path) -> Path:
     (lists / f"{package.name}.list").write_text("".join(f"{name}\n" for name in names))
     if package.conffiles:
         (lists / f"{package.name}.conffiles").write_text(package.conffiles)
+        sums = [f"{line} {hashlib.sha256((root / line.lstrip('/')).read_bytes()).hexdigest()}\n"
+                for line in package.conffiles.split()]
+        (lists / f"{package.name}.conffiles_static").write_text("".join(sums))
     file = out / f"{package.name}-{package.version}.apk"
     told = {"name": package.name, "version": package.version, "arch": "noarch", "license": package.licence,
             "description": package.description, "origin": str(package.folder.relative_to(TOP)),
@@ -187,7 +191,8 @@ def apk(package: Package, root: Path, out: Path) -> Path:
         for hook, script in HOOKS.items():
             own = package.scripts.get(script, "").partition("\n")[2]
             text = WRAPPER.format(more="(\n" + own + ")\n" if own else "", call=CALLS[script])
-            (Path(scripts) / hook).write_text(text.replace("/bin/sh\n", f"/bin/sh\npkgname={package.name}\n", 1))
+            begin = f"/bin/sh\n{'export PKG_UPGRADE=1; ' * (hook == 'post-upgrade')}pkgname={package.name}\n"
+            (Path(scripts) / hook).write_text(text.replace("/bin/sh\n", begin, 1))
             argv += ["--script", f"{hook}:{scripts}/{hook}"]
         subprocess.run(argv, check=True, env={**os.environ, "SOURCE_DATE_EPOCH": str(DATE)})
     return file

@@ -59,6 +59,15 @@ for name, value in json.loads(sys.argv[1]).items():
     else:
         print(f"JSON_{{name}}={{shlex.quote(str(int(value) if isinstance(value, bool) else value))}}")
 """
+UCI_EXPORT = r"""#!{python}
+import os, re, sys
+if not os.path.exists(sys.argv[1]):
+    sys.exit("uci: Entry not found")
+LINE = r"[ \t]*(#.*)?\n|config \w+( '\w+')?[ \t]*\n|[ \t](option|list) \w+ '[^']*'[ \t]*(#.*)?\n"
+text = open(sys.argv[1]).read()
+if not re.fullmatch(f"({{LINE}})*", text):
+    sys.exit("uci: Parse error")
+"""
 Call = tuple[str, ...]
 
 
@@ -112,6 +121,7 @@ class Router:
         (self.root / "slim").mkdir()
         (self.root / "slim/sitecustomize.py").write_text(BLOCKER.format(names=" ".join(sorted(ABSENT | FAILING))))
         self.write("bin/to-shell", TO_SHELL.format(python=slim.path), 0o755)
+        self.write("bin/uci-export", UCI_EXPORT.format(python=slim.path), 0o755)
         self.bound = slim.bound
         for path in self.bound:
             place = self.root / path.lstrip("/")
@@ -120,6 +130,7 @@ class Router:
             else:
                 place.parent.mkdir(parents=True, exist_ok=True)
                 place.touch()
+        self.calls: list[Call] = []                               # of the last `init`
         self.heard = 0                                            # of what was recorded
         self.task: subprocess.Popen[bytes] | None = None          # of procd
         self.instance: tuple[list[str], str] | None = None
@@ -157,18 +168,17 @@ class Router:
         return [*self.host.inside(), "unshare", "-m", "--propagation", "private", "sh", "-c",
                 f'set -e; {binds} exec chroot {root} "$@"', "sh", *command]
 
-    def run(self, *command: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    def alone(self, command: Iterable[str], env: Mapping[str, str] | None) -> list[str]:
         """In the router's own small environment."""
-        return subprocess.run(self.argv(["/bin/env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin",
-                                         *(f"{key}={value}" for key, value in (env or {}).items()), *command]),
-                              capture_output=True, text=True, check=False, timeout=60)
+        given = [f"{key}={value}" for key, value in (env or {}).items()]
+        return self.argv(["/bin/env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", *given, *command])
+
+    def run(self, *command: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(self.alone(command, env), capture_output=True, text=True, check=False, timeout=60)
 
     def start(self, command: list[str], env: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
         with (self.root / "log").open("ab") as log:
-            return subprocess.Popen(
-                self.argv(["/bin/env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin",
-                           *(f"{key}={value}" for key, value in (env or {}).items()), *command]),
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            return subprocess.Popen(self.alone(command, env), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
     def sh(self, command: str) -> str:
         done = self.run("sh", "-c", command)
@@ -218,9 +228,11 @@ class Router:
             self.stop()
             self.instance = None
             return
-        conf = self.root / os.path.realpath(self.root / params["file"][0].lstrip("/")).replace(str(self.root), "")[1:]
-        if (self.root / params["file"][0].lstrip("/")).is_symlink():
-            conf = self.root / os.readlink(self.root / params["file"][0].lstrip("/")).lstrip("/")
+        conf = self.root / params["file"][0].lstrip("/")
+        if conf.is_symlink():
+            conf = self.root / os.readlink(conf).lstrip("/")
+        if ("procd_send_signal", "ddpd", "*", "HUP") in self.calls and self.task is not None:
+            self.task.send_signal(signal.SIGHUP)
         instance = params["command"], hashlib.md5(conf.read_bytes(), usedforsecurity=False).hexdigest()
         if self.task is None or self.task.poll() is not None:
             self.task = self.start(params["command"])
@@ -288,10 +300,12 @@ class Netifd:
     def updates(self, calls: Iterable[Call] | None = None) -> list[list[Call]]:
         """Each proto_init_update with what came until proto_send_update."""
         found: list[list[Call]] = []
+        is_open = False
         for call in self.calls if calls is None else calls:
             if call[0] == "proto_init_update":
-                found.append([call])
-            elif found and call[0].startswith("proto_add"):
+                found.append([])
+            is_open = call[0] != "proto_send_update" and (is_open or call[0] == "proto_init_update")
+            if is_open:
                 found[-1].append(call)
         return found
 

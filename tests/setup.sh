@@ -39,6 +39,7 @@ PROGRAMS='
   jq           jq                   check test
   shellcheck   shellcheck           check test
   chromium     chromium             test
+  systemd-analyze systemd           test
 '
 SERVICES='babeld radvd bird kea-dhcp6-server isc-dhcp-server ndppd npd6'     # what their packages would start at the next boot
 BUNDLE=/etc/ssl/certs/ca-certificates.crt

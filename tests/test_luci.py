@@ -21,8 +21,8 @@ from luci import browser, pot, samples
 IN_BROWSER = pytest.mark.slow            # which, with two daemons before it, is started once: some ten seconds
 
 Told = dict[str, Any]
-ERRORS = {"NO_GRANTOR", "UNKNOWN_KEY", "REFUSED", "NO_NAME", "INVALID_CONFIG", "MISSING_KEY", "MISSING_GRANTOR",
-          "NOT_ROUTED", "CLONE", "NO_PYTHON"}
+README = browser.OPENWRT.parent / "README.md"
+NETIFD = browser.OPENWRT / "ddpd/root/lib/netifd"
 KEY = samples.KEY
 V6, V4 = "2001:db8::/48", "192.0.2.0/24"
 
@@ -60,6 +60,11 @@ ASKS = (["::/56", "0.0.0.0/32", "3: ::/60", "3:  ::/60", "::/56 on br-lan", "::/
          "::/56 on a=x",
          "::/8", "0.0.0.0/7", "2001:db8::1/56", "::/56 on a=65536", "::/56 on name-of-more-than-15", "on br-lan",
          "::/56 on a=1=2"])
+NO_NETIFD = {                             # right in ddpd.conf, but not for netifd: and why
+    **dict.fromkeys(["::/56 on br-lan", "::/56 on @lan br-guest=7", "3: ::/60 on @lan", "::/64 on @lan"], "ip6assign"),
+    **dict.fromkeys(["0.0.0.0/28 on @guest @lan", "::/80 on a, b"], "Only one interface"),
+    **dict.fromkeys(["0.0.0.0/28 on @guest=7", "::/80 on br-guest=0"], "no number"),
+}
 REACHES = ["dev wg0", "via 192.0.2.7", "via fe80::1 dev br-lan", "dev br-lan via fe80::1"]
 NO_REACHES = ["wg0", "via", "dev", "via x", "via 192.0.2.0/24", "dev a b", "via 1.2.3.4 via 1.2.3.4",
               "dev name-of-more-than-15", "via 1.2.3.4 on x", "dev a via"]
@@ -130,8 +135,11 @@ OURS: list[tuple[str, str, str, bool]] = [
     ("grantor", "hook", "/etc/hook;x", False), ("grantor", "name", "a#b", False), ("grantor", "name", "é", False),
 ]
 INTERFACE = {
-    "grantor": (HOSTS, NO_HOSTS), "key": KEYS, "ask": ([*ASKS[0], "::/56 on @lan"], ASKS[1]), "gateway": ADDRESSES,
-    "accept": PREFIXES,
+    "grantor": (HOSTS, NO_HOSTS), "key": KEYS, "accept": PREFIXES,
+    "ask": ([*(ask for ask in ASKS[0] if " on " not in ask), "0.0.0.0/28 on @guest", "3: 0.0.0.0/29 on br-guest",
+             "::/65 on @guest", "::/128 on wg0"],
+            [*ASKS[1], *NO_NETIFD]),
+    "gateway": (["fe80::1", "2001:db8::53"], ["192.0.2.53", "fe80::1%eth0", *ADDRESSES[1]]),
     "mtu": NUMBERS[1280, 9000], "metric": (["0", "1024"], ["-1", "x"]), "hostname": NAMES, "keepalive": TIMES,
     "keyfile": PATHS,
 }
@@ -209,11 +217,28 @@ def test_the_protocol_runs_on_a_device_of_another_network(told: Told) -> None:
     assert found["ifname"] == "eth1" and found["devices"] == ["eth1"] and found["contains"] and found["down"] is None
 
 
+def sent_codes() -> set[str]:
+    """The errors that the protocol's scripts tell netifd."""
+    scripts = [NETIFD / "ddpd.script", NETIFD / "proto/ddpd.sh"]
+    sends = r'\b(?:proto_notify_error "\$INTERFACE"|ddpd_hopeless "\$interface") ([A-Z_]+)\b'
+    each = [set(re.findall(sends, script.read_text())) for script in scripts]
+    assert all(each), f"nothing like: {sends}"
+    return set.union(*each)
+
+
 @IN_BROWSER
-def test_its_error_codes_are_these_and_no_others(told: Told) -> None:
-    assert set(told["protocol"]["errors"]) == ERRORS
-    assert all(re.fullmatch(r".{20,}\.", text) for text in told["protocol"]["errors"].values())
-    assert len(set(told["protocol"]["errors"].values())) == len(ERRORS)
+def test_its_error_codes_are_those_that_are_sent(told: Told) -> None:
+    errors = told["protocol"]["errors"]
+    assert set(errors) == sent_codes()
+    assert all(re.fullmatch(r".{20,}\.", text) for text in errors.values())
+    assert len(set(errors.values())) == len(errors)
+
+
+def test_the_readme_has_every_error_code() -> None:
+    _, _, chapter = README.read_text().partition("\n## A home router with OpenWrt\n")
+    cells = re.findall(r"(?m)^\| (`[A-Z_]+`(?:, `[A-Z_]+`)*) \|", chapter.partition("\n## ")[0])
+    codes = [code.strip("`") for cell in cells for code in cell.split(", ")]
+    assert sorted(codes) == sorted(sent_codes())
 
 
 @IN_BROWSER
@@ -238,7 +263,7 @@ def test_a_fresh_interface_asks_for_a_56_and_shows_our_key(told: Told) -> None:
     assert after["ask"] == ["::/56"] and after["grantor"] == ["a.example"]
     assert not {"defaultroute", "peerdns", "norelease"} & set(after)
     fresh = told["protocolFresh"]
-    assert "appears here after the first start" in fresh["text"] and fresh["ask"] == ["::/60 on @lan"]
+    assert "appears here after the first start" in fresh["text"] and fresh["ask"] == ["0.0.0.0/28 on @guest"]
     assert "grantor: must not be empty" in fresh["why"]
 
 
@@ -249,6 +274,15 @@ def test_the_fields_of_an_interface_take_what_is_right(told: Told, option: str) 
     wrong = [f"{value!r}: {verdict}" for (name, value, good), verdict in verdicts
              if name == option and (verdict is True) != good]
     assert wrong == []
+
+
+@IN_BROWSER
+def test_what_netifd_does_not_do_is_refused_and_why(told: Told) -> None:
+    verdicts = zip(INTERFACE_TABLE, told["protocolValidators"], strict=True)
+    said = {value: verdict for (name, value, _), verdict in verdicts if name == "ask"}
+    assert [value for value, why in NO_NETIFD.items() if why not in str(said[value])] == []
+    for ask in NO_NETIFD:
+        ddpd.SETTINGS["grantor"]["ask"].parse(ask.replace("@", ""))
 
 
 # ---- the configuration
@@ -504,7 +538,8 @@ def test_the_menu_leads_to_pages_that_are_there() -> None:
         assert set(place["depends"]["acl"]) <= set(acls())
 
 
-@pytest.mark.parametrize(("folder", "depends"), [(browser.APP, "+luci-base +ddpd"), (browser.PROTO, "+ddpd")])
+@pytest.mark.parametrize(("folder", "depends"), [(browser.APP, "+luci-base +luci-proto-ddpd"),
+                                                   (browser.PROTO, "+ddpd")])
 def test_the_makefiles_are_of_the_luci_feed(folder: Path, depends: str) -> None:
     lines = (folder / "Makefile").read_text().splitlines()
     assert lines[0] == "include $(TOPDIR)/rules.mk" and lines[-1] == "# call BuildPackage - OpenWrt buildroot signature"
@@ -536,15 +571,20 @@ def test_our_words() -> None:
     assert [text for text in pot.texts() if others.search(dns.sub("", text))] == []
 
 
-@pytest.mark.parametrize("name", ["protocol.ddpd", "view.ddpd.config"])
-def test_the_same_lines_are_the_same(name: str) -> None:
-    """Two packages, of which each may be there without the other, know how values are written."""
-    begin, end = "/* ---- how values are written", "/* ---- end of the same lines ---- */"
-    ours, others = (browser.MODULES[one].read_text() for one in (name, "protocol.ddpd"))
-    lines = ours[ours.index(begin):ours.index(end)]
-    assert lines == others[others.index(begin):others.index(end)] and len(lines) > 5000
-    copies = lines[lines.index("/* The key, and a button"):].strip()
-    assert copies in browser.MODULES["view.ddpd.status"].read_text()
+def test_what_a_module_requires_comes_with_its_package() -> None:
+    for name, file in browser.MODULES.items():
+        package = next(folder for folder in (browser.APP, browser.PROTO) if folder in file.parents)
+        needs = re.findall(r"(?m)^'require ([\w.]+)", file.read_text())
+        assert "ddpd" in needs or name == "ddpd"
+        for folder in {browser.MODULES[other].relative_to(browser.OPENWRT).parts[0] for other in needs
+                       if other in browser.MODULES} - {package.name}:
+            assert f"+{folder}" in (package / "Makefile").read_text(), f"{name} needs {folder}"
+
+
+def test_what_the_modules_share_is_defined_once() -> None:
+    functions = [name for file in browser.MODULES.values()
+                 for name in re.findall(r"(?m)^function (\w+)\(", file.read_text())]
+    assert [name for name in functions if functions.count(name) > 1] == []
 
 
 def test_modules_are_in_luci_s_form() -> None:

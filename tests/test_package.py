@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ast
+import configparser
 import gzip
+import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -95,10 +98,9 @@ def test_packing_twice_gives_the_same_bytes(tmp_path: Path) -> None:
     assert done.stdout == f"{tmp_path}/one/ddpd.py\n{ddpd.VERSION}\n", done.stderr
 
 
-@pytest.mark.parametrize("minor", [11, 13, 14])
-def test_the_syntax_of_each_python_that_routers_have(minor: int) -> None:
+def test_the_syntax_of_the_oldest_python_that_routers_have() -> None:
     for name in ("ddpd.py", "openwrt/ddpd/root/usr/sbin/ddpd", "openwrt/ddpd/root/usr/lib/ddpd/compile"):
-        ast.parse((ROOT / name).read_text(), feature_version=(3, minor))
+        ast.parse((ROOT / name).read_text(), feature_version=(3, 11))
 
 
 # ---- archives
@@ -179,6 +181,17 @@ def test_executables_are_executable(dist: Path) -> None:
     assert modes["./etc/config/ddpd"] == 0o600 and modes["./usr/lib/ddpd/ddpd.zip"] == 0o644
 
 
+def test_what_opkg_runs(dist: Path) -> None:
+    """OpenWrt's own, which enables, starts and stops; that runs ours, which is called so."""
+    for name in PACKAGES:
+        control = extracted(next(dist.glob(f"{name}_*")).read_bytes(), "./control.tar.gz")
+        for script in ("postinst", "prerm"):
+            assert f'\ndefault_{script} "$0" "$@"\n' in extracted(control, f"./{script}").decode()
+        own = extracted(control, "./postinst-pkg").decode()
+        assert ("/usr/sbin/ddpd --version" if name == "ddpd" else "/etc/init.d/rpcd reload") in own
+        assert "IPKG_INSTROOT" in own                             # not while an image is built
+
+
 def test_scripts_of_the_packages_are_shell(dist: Path, tmp_path: Path) -> None:
     for path in dist.iterdir():
         control = extracted(path.read_bytes(), "./control.tar.gz")
@@ -220,7 +233,12 @@ def test_an_apk_is_what_its_tool_is_told(tmp_path: Path, monkeypatch: pytest.Mon
     assert "/etc/init.d/ddpd\n" in said["lists"]["ddpd.list"] and "usr/lib/ddpd/ddpd.zip" in said["files"]
     assert set(said["scripts"]) == {"post-install", "post-upgrade", "pre-deinstall"}
     after = said["scripts"]["post-install"]
-    assert "/usr/lib/ddpd/compile" in after and "pkgname=ddpd\n" in after
+    assert "/usr/sbin/ddpd --version" in after and "pkgname=ddpd\n" in after and "PKG_UPGRADE=1" not in after
+    assert "export PKG_UPGRADE=1; pkgname=ddpd\n" in said["scripts"]["post-upgrade"]
+    assert 'default_prerm "$0"' in said["scripts"]["pre-deinstall"]
+    name, digest = said["lists"]["ddpd.conffiles_static"].split()
+    assert name == "/etc/config/ddpd" and digest == hashlib.sha256(
+        (ROOT / "openwrt/ddpd/root/etc/config/ddpd").read_bytes()).hexdigest()
     for text in said["scripts"].values():
         for shell in SHELLS:
             subprocess.run([*shell, "-n"], input=text, text=True, check=True)
@@ -231,6 +249,39 @@ def test_without_its_tool_no_apk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("PATH", str(tmp_path))
     assert build.main(["apk", str(tmp_path / "out")]) == 1
     assert "apk mkpkg" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+# ---- plain Linux
+
+
+def test_make_install_and_its_unit(tmp_path: Path) -> None:
+    subprocess.run(["make", "-s", "install", f"DESTDIR={tmp_path}"], cwd=ROOT, check=True, capture_output=True)
+    unit = configparser.ConfigParser(strict=True)
+    unit.optionxform = str                                        # type: ignore[assignment,method-assign]
+    unit.read(tmp_path / "etc/systemd/system/ddpd.service")
+    service = unit["Service"]
+    program = tmp_path / service["ExecStart"].lstrip("/")
+    assert os.access(program, os.X_OK) and service["ExecReload"] == "/bin/kill -HUP $MAINPID"
+    program.write_text(program.read_text().replace("/usr/local", f"{tmp_path}/usr/local"))
+    said = subprocess.run([sys.executable, str(program), "version"], capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == ddpd.VERSION
+    needed = set(re.findall(r'"(CAP_\w+)"', SOURCE))
+    assert set(service["CapabilityBoundingSet"].split()) == needed
+    families = {"AF_UNIX", "AF_INET", "AF_INET6", "AF_NETLINK", "AF_PACKET"}
+    assert set(service["RestrictAddressFamilies"].split()) == families
+    assert service["KillMode"] == "process"                       # a wireguard-go that it has made lives on
+    for folder in (ddpd.SETTINGS["ddpd"][key].default for key in ("key", "leases")):
+        assert str(folder).startswith(("/etc/ddpd/", "/var/lib/ddpd/"))       # as the unit makes them
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="no systemd-analyze")
+def test_systemd_reads_the_unit(tmp_path: Path) -> None:
+    subprocess.run(["make", "-s", "install", f"DESTDIR={tmp_path}"], cwd=ROOT, check=True, capture_output=True)
+    unit = tmp_path / "etc/systemd/system/ddpd.service"
+    unit.write_text(unit.read_text().replace("/usr/local/sbin/ddpd", "/bin/true"))
+    done = subprocess.run(["systemd-analyze", "verify", "--man=no", str(unit)], capture_output=True, text=True,
+                          check=False)
+    assert done.returncode == 0 and "ddpd.service" not in done.stderr, done.stderr
 
 
 # ---- the shell

@@ -20,6 +20,7 @@ OPENWRT = HERE.parent.parent / "openwrt"
 STATIC = "htdocs/luci-static/resources"
 APP, PROTO = OPENWRT / "luci-app-ddpd", OPENWRT / "luci-proto-ddpd"
 MODULES = {
+    "ddpd": PROTO / STATIC / "ddpd.js",
     "protocol.ddpd": PROTO / STATIC / "protocol/ddpd.js",
     "view.ddpd.status": APP / STATIC / "view/ddpd/status.js",
     "view.ddpd.config": APP / STATIC / "view/ddpd/config.js",

@@ -495,9 +495,27 @@ const view = Base.extend({
 	}
 });
 
-/* ---- the loader: a module says by 'require NAME' or 'require NAME as OTHER' what it is given ---- */
+/* ---- the loader: a module says by 'require NAME' or 'require NAME as OTHER' what it is given: of LuCI's, or of ours,
+ * of which there is one instance for all ---- */
 
 const BUILT_IN = { baseclass: Base, dom, form, fs, network, poll, rpc, uci, ui, view };
+const OURS = {};
+
+function required(name, by) {
+	if (BUILT_IN[name])
+		return BUILT_IN[name];
+	if (!OURS[name]) {
+		if (window.SOURCES[name] == null)
+			throw new Error('%s requires %s, which is not here'.format(by, name));
+
+		const Module = loaded(name);
+
+		if (!(Module && Module.prototype instanceof Base))
+			throw new TypeError('%s is no class'.format(name));
+		OURS[name] = new Module();
+	}
+	return OURS[name];
+}
 
 function loaded(name) {
 	const source = window.SOURCES[name];
@@ -511,10 +529,8 @@ function loaded(name) {
 				continue;
 			break;
 		}
-		if (!BUILT_IN[found[1]])
-			throw new Error('%s requires %s, which is not here'.format(name, found[1]));
 		names.push(found[2] || found[1].replace(/[^\w]/g, '_'));
-		given.push(BUILT_IN[found[1]]);
+		given.push(required(found[1], name));
 	}
 
 	return new Function('L', 'E', '_', ...names, source + '\n//# sourceURL=' + name)(L, E, _, ...given);

@@ -81,7 +81,7 @@ UCI: Uci = {
         "wan6d": {
             ".name": "wan6d", ".type": "interface", "proto": "ddpd", "device": "@wan",
             "grantor": ["exit1.example.net", "[2001:db8::1]:4000"],
-            "key": key_of(4), "ask": ["::/56", "3: ::/60 on @lan br-guest=7"], "defaultroute": "0", "peerdns": "0",
+            "key": key_of(4), "ask": ["::/56", "3: ::/60", "0.0.0.0/28 on @guest"], "defaultroute": "0", "peerdns": "0",
             "metric": "50", "mtu": "1400", "hostname": "router", "keepalive": "25s", "keyfile": "/etc/ddpd/other",
             "accept": ["2000::/3"], "norelease": "1",
         },

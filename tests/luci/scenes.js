@@ -90,7 +90,7 @@ const SCENES = {
 	},
 
 	protocolFresh: () => {
-		router({ uci: { network: { w: { '.name': 'w', '.type': 'interface', proto: 'ddpd', device: '@wan', ask: '::/60 on @lan' } } } });
+		router({ uci: { network: { w: { '.name': 'w', '.type': 'interface', proto: 'ddpd', device: '@wan', ask: '0.0.0.0/28 on @guest' } } } });
 		return protocolForm('w').then(({ s, m }) => {
 			const told = { text: words(place()), ask: s.getOption('ask').formvalue('w') };
 

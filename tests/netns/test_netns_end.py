@@ -92,13 +92,41 @@ def test_the_status_file(lab: Lab, tmp_path: Path) -> None:
             assert shown["public_key"] in file.read_text() and file.read_text().count("key\"") == 1
             assert abs(shown["uptime"] - time.clock_gettime(time.CLOCK_BOOTTIME)) < 60
             assert file.stat().st_mode & 0o777 == 0o644
-        time.sleep(6)                                                        # what the last `status` has stirred
-        quiet = [file.stat().st_mtime_ns for file in files]
-        time.sleep(6)
-        assert quiet == [file.stat().st_mtime_ns for file in files]          # nothing happens, nothing is written
         leaf.stop()
         assert not files[1].exists()
     assert not list(tmp_path.glob("**/*.json.[0-9]*"))
+
+
+def test_nothing_happens_and_nothing_is_written(lab: Lab, tmp_path: Path) -> None:
+    with lab["hub"].ddpd(GRANTOR.format(folder=tmp_path)):
+        eventually(lambda: (tmp_path / "hub.json").exists())
+        written, until = set(), time.monotonic() + 11
+        while time.monotonic() < until:
+            written.add((tmp_path / "hub.json").stat().st_mtime_ns)
+            time.sleep(0.2)
+        assert len(written) <= 2                                             # at the start, and what that has stirred
+
+
+@pytest.mark.parametrize("text", ["mine\n", "{}"])
+def test_a_file_of_somebody_else_stays(lab: Lab, tmp_path: Path, text: str) -> None:
+    (tmp_path / "hub.json").write_text(text)
+    hub = lab["hub"].ddpd(GRANTOR.format(folder=tmp_path)).start()
+    eventually(lambda: "there is a file that ddpd has not made" in hub.log())
+    assert hub.stop() == 0 and (tmp_path / "hub.json").read_text() == text
+
+
+def test_a_lease_that_was_granted_a_moment_ago_is_given_back(lab: Lab, tmp_path: Path) -> None:
+    """It ends when its ask is on the wire, and before the answer has come."""
+    with lab["hub"].ddpd(GRANTOR.format(folder=tmp_path)) as hub:
+        wire, leaf = lab["hub"].record("eth0"), grantee(lab, tmp_path)
+        hub.signal(signal.SIGSTOP)
+        process = leaf.launch()
+        eventually(lambda: wire.ddpd(), 10)
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.2)
+        hub.signal(signal.SIGCONT)
+        assert process.wait(5) == 0
+        eventually(lambda: hub.status()["granted"] == [])
 
 
 def test_a_status_file_that_cannot_be_written_is_said_once(lab: Lab, tmp_path: Path) -> None:
@@ -113,4 +141,5 @@ def test_a_status_file_that_cannot_be_written_is_said_once(lab: Lab, tmp_path: P
 def test_who_is_silent_is_told_to_the_hook(lab: Lab, tmp_path: Path, address: str) -> None:
     with grantee(lab, tmp_path, address=address):
         eventually(lambda: "silent|" in (tmp_path / "told").read_text(), 12)
-        assert f"silent|{'fd00::1' if address == 'fd00::1' else ''}|0|\n" in (tmp_path / "told").read_text()
+        where = address if address == "fd00::1" else ""
+        assert f"silent|{where}|0|{where}\n" in (tmp_path / "told").read_text()

@@ -3,7 +3,6 @@
 # shellcheck shell=dash  # ash is like it
 
 DDPD_BIN="${DDPD_BIN:-/usr/sbin/ddpd}"
-DDPD_LIB="${DDPD_LIB:-/usr/lib/ddpd}"
 DDPD_RUN="${DDPD_RUN:-/var/run/ddpd}"
 DDPD_ETC="${DDPD_ETC:-/etc/ddpd}"
 DDPD_BREAK='
@@ -13,34 +12,47 @@ ddpd_say() {
 	logger -s -t ddpd -p daemon.err "$*"
 }
 
-# Byte code is made by the package's installation.  In an image that was built elsewhere it is made here, once.
-ddpd_compile() {
-	local code
-	for code in "$DDPD_LIB"/*.code; do
-		[ -e "$code" ] && return
-	done
-	"$DDPD_LIB/compile" 2>/dev/null || ddpd_say "no byte code could be made: each start will take long"
-}
-
-# The private key, at the first start, and beside it the public one, for the other side.
+# The private key, made at the first start (two starts at once make one), and beside it the public one, for the others.
 ddpd_key() {
-	local key="$1"
+	local key="$1" sum
 	mkdir -p "$DDPD_RUN" "$DDPD_ETC" && chmod 700 "$DDPD_RUN" "$DDPD_ETC" || return 1
-	[ -s "$key" ] || (umask 077 && "$DDPD_BIN" genkey > "$key.new" && mv "$key.new" "$key") || {
-		rm -f "$key.new"
-		ddpd_say "cannot make the key $key"
-		return 1
-	}
-	[ "$key.pub" -nt "$key" ] || ("$DDPD_BIN" pubkey < "$key" > "$key.new" && mv "$key.new" "$key.pub") || {
-		rm -f "$key.new"
-		ddpd_say "cannot read the key $key"
-		return 1
-	}
+	sum="$DDPD_RUN/$(echo "$key" | tr / _).sum"
+	if [ ! -s "$key" ]; then
+		(umask 077 && "$DDPD_BIN" genkey > "$key.$$" && sync && ln "$key.$$" "$key") 2>/dev/null
+		rm -f "$key.$$"
+	fi
+	if [ -s "$key.pub" ] && md5sum -c "$sum" > /dev/null 2>&1; then
+		return 0
+	fi
+	if ("$DDPD_BIN" pubkey < "$key" > "$key.pub.$$" && mv "$key.pub.$$" "$key.pub") 2>/dev/null; then
+		(umask 077 && md5sum "$key" "$key.pub" > "$sum")
+		return 0
+	fi
+	rm -f "$key.pub.$$"
+	ddpd_say "no key can be made, or read, in $key"
+	return 1
 }
 
-# A value with each @NETWORK as its device.  Where netifd knows of none, it is configured or called so.
+# The device of a network; where netifd knows of none, what it will be as far as that can be said.
+ddpd_device() {
+	local name="$1" device='' proto depth=0
+	while [ "$depth" -lt 5 ]; do
+		depth=$((depth + 1))
+		network_get_device device "$name" && break
+		proto="$(uci -q get "network.$name.proto")"
+		device="$(uci -q get "network.$name.device")"
+		case "$proto.$device" in
+			ppp*.*|pptp.*|l2tp.*|3g.*) device="$proto-$name"; break ;;
+			*.@*) name="${device#*@}" ;;
+			*) break ;;
+		esac
+	done
+	echo "${device:-$name}"
+}
+
+# A value with each @NETWORK as its device.
 ddpd_devices() {
-	local IFS=' ' word name device value=
+	local IFS=" ,	" word name value=''
 	case "$1" in
 		*@*) ;;
 		*) echo "$1"; return ;;
@@ -51,9 +63,10 @@ ddpd_devices() {
 			@*)
 				name="${word%%=*}"
 				name="${name#@}"
-				device=
-				network_get_device device "$name" || device="$(uci -q get "network.$name.device")" || device="$name"
-				word="$device${word#"@$name"}" ;;
+				case "$name" in
+					''|*[!A-Za-z0-9_]*) ;;
+					*) word="$(ddpd_device "$name")${word#"@$name"}" ;;
+				esac ;;
 		esac
 		value="$value${value:+ }$word"
 	done
@@ -61,23 +74,33 @@ ddpd_devices() {
 	echo "$value"
 }
 
+# Could a value be taken for something else?
+ddpd_fits() {
+	case "$1" in
+		*"$DDPD_BREAK"*|*';'*|*'#'*) return 1 ;;
+	esac
+}
+
 # `KEY = VALUE` of ddpd.conf on standard output; where there are several, a line each.
 ddpd_line() {
-	local key="$1" value start
-	start="$key ="
+	local start="$1 =" value
 	shift
 	for value; do
-		case "$value" in
-			*"$DDPD_BREAK"*|*';'*|*'#'*)
-				ddpd_say "$key: no line break, ';' or '#' can be in a value"
-				return 1 ;;
-		esac
 		echo "$start $(ddpd_devices "$value")"
 		start="   "
 	done
 }
 
-# Puts the file FILE.new in its place, if ddpd finds nothing wrong with it; else says what is.  0: it is in its place.
+# Standard input to FILE.new, whole or not at all: it has a last line, so that one sees what a full disk has cut off.
+ddpd_write() {
+	(umask 077 && { cat && echo '# end'; } > "$1.new") 2>/dev/null && return
+	rm -f "$1.new"
+	DDPD_WRONG="cannot write $1"
+	ddpd_say "$DDPD_WRONG"
+	return 1
+}
+
+# Puts FILE.new in its place, if ddpd finds nothing wrong with it; else says what is.  0: it is in its place.
 ddpd_take() {
 	local file="$1" said code=0
 	if [ ! -L "$file.new" ] && cmp -s "$file.new" "$file"; then

@@ -12,7 +12,6 @@
 
 proto_ddpd_init_config() {
 	renew_handler=1
-	lasterror=1
 
 	proto_config_add_array 'grantor:list(string)'
 	proto_config_add_string key
@@ -39,9 +38,47 @@ ddpd_collect() {
 	[ -z "$1" ] || eval "$3=\"\${$3}\${$3:+\$DDPD_BREAK}\$1\""
 }
 
+# An `option` comes here as its words: those until the next prefix, or `N:`, are of one line.
+ddpd_collect_ask() {
+	case "$1" in
+		[0-9]:|[0-9][0-9]:|[0-9][0-9][0-9]:) slot="$1 " ;;
+		*/*)
+			ask="$ask${ask:+$DDPD_BREAK}$slot$1"
+			slot='' ;;
+		*) ask="$ask $1" ;;
+	esac
+}
+
+# Another interface, or the daemon of /etc/config/ddpd, that asks this grantor with this key: they would be two
+# machines to it, or take each other's slots.
+ddpd_twin() {
+	local conf
+	for conf in "$DDPD_RUN"/*.conf; do
+		if [ "$conf" != "$1" ] && [ -S "${conf%.conf}.sock" ] && grep -qxF "key = $key" "$conf" &&
+				grep -qxF "key = ${keyfile:-$DDPD_ETC/key}" "$conf"; then
+			conf="${conf##*/}"
+			echo "${conf%.conf}"
+			return
+		fi
+	done
+}
+
+# Nothing in a value may be taken for something else in the file.
+ddpd_fit() {
+	local value
+	DDPD_WRONG="no line break, ';' or '#' can be in a value"
+	for value in "$key" "$hostname" "$keepalive" "$keyfile"; do
+		ddpd_fits "$value" || return 1
+	done
+	case "$grantor$ask$accept" in
+		*';'*|*'#'*) return 1 ;;
+	esac
+}
+
 # The grantor of this interface: ddpd decides nothing about the kernel, netifd does.
 ddpd_conf() {
 	local interface="$1" device="$2" IFS="$DDPD_BREAK" line asks=
+	set -f
 	for line in ${ask:-::/56}; do
 		# What netifd cannot share out goes on an interface: IPv4, and IPv6 longer than /64.
 		case "$line" in
@@ -50,45 +87,54 @@ ddpd_conf() {
 		esac
 		asks="$asks$line$DDPD_BREAK"
 	done
-	set -f
-	echo '[ddpd]' &&
-	ddpd_line key "${keyfile:-$DDPD_ETC/key}" &&
-	ddpd_line leases "$DDPD_ETC/if-$interface.json" &&
-	ddpd_line control "$DDPD_RUN/if-$interface.sock" &&
-	ddpd_line status "$DDPD_RUN/if-$interface.json" &&
-	ddpd_line mark 222 &&
-	echo "[grantor $interface]" &&
-	ddpd_line key "$key" &&
-	ddpd_line address $grantor &&
-	ddpd_line ask $asks &&
-	ddpd_line install no &&
-	ddpd_line hook /lib/netifd/ddpd.script &&
-	{ [ "$norelease" = 1 ] || ddpd_line release yes; } &&
-	{ [ -z "$hostname" ] || ddpd_line hostname "$hostname"; } &&
-	{ [ -z "$keepalive" ] || ddpd_line keepalive "$keepalive"; } &&
-	{ [ -z "$accept" ] || ddpd_line accept $accept; }
+	echo '[ddpd]'
+	ddpd_line key "${keyfile:-$DDPD_ETC/key}"
+	ddpd_line leases "$DDPD_ETC/if-$interface.json"
+	ddpd_line control "$DDPD_RUN/if-$interface.sock"
+	ddpd_line status "$DDPD_RUN/if-$interface.json"
+	ddpd_line mark 222
+	echo "[grantor $interface]"
+	ddpd_line key "$key"
+	ddpd_line address $grantor
+	ddpd_line ask $asks
+	ddpd_line install no
+	ddpd_line hook /lib/netifd/ddpd.script
+	[ "$norelease" = 1 ] || ddpd_line release yes
+	[ -z "$hostname" ] || ddpd_line hostname "$hostname"
+	[ -z "$keepalive" ] || ddpd_line keepalive "$keepalive"
+	[ -z "$accept" ] || ddpd_line accept $accept
 }
 
 proto_ddpd_setup() {
-	local interface="$1" device="$2" code=0
+	local interface="$1" device="$2" slot='' twin
 	local grantor key ask accept gateway mtu hostname keepalive keyfile norelease
 	local conf="$DDPD_RUN/if-$interface.conf"
 	json_get_vars key gateway mtu hostname keepalive keyfile norelease
 	json_for_each_item ddpd_collect grantor grantor
-	json_for_each_item ddpd_collect ask ask
+	json_for_each_item ddpd_collect_ask ask
 	json_for_each_item ddpd_collect accept accept
 
 	[ -n "$grantor" ] || { ddpd_hopeless "$interface" MISSING_GRANTOR; return 1; }
 	[ -n "$key" ] || { ddpd_hopeless "$interface" MISSING_KEY; return 1; }
-	ddpd_compile
 	"$DDPD_BIN" --version > /dev/null 2>&1 || { ddpd_hopeless "$interface" NO_PYTHON; return 1; }
 	ddpd_key "${keyfile:-$DDPD_ETC/key}" || {
 		ddpd_hopeless "$interface" INVALID_CONFIG "no key in ${keyfile:-$DDPD_ETC/key}"
 		return 1
 	}
-	(umask 077 && ddpd_conf "$interface" "$device" > "$conf.new") || code=1
-	[ "$code" = 0 ] && { ddpd_take "$conf" || code=$?; }
-	[ "$code" = 0 ] || { ddpd_hopeless "$interface" INVALID_CONFIG "${DDPD_WRONG:-see the log}"; return 1; }
+	twin="$(ddpd_twin "$conf")"
+	[ -z "$twin" ] || {
+		ddpd_hopeless "$interface" CLONE "$twin asks this grantor with the same key: this one wants a keyfile"
+		return 1
+	}
+	if ! ddpd_conf "$interface" "$device" | ddpd_write "$conf"; then
+		proto_notify_error "$interface" INVALID_CONFIG "cannot write $conf"
+		sleep 4                               # a full disk is cured by time, and netifd tries again at once
+		return 1
+	fi
+	if ! ddpd_fit || ! ddpd_take "$conf"; then
+		ddpd_hopeless "$interface" INVALID_CONFIG "$DDPD_WRONG"
+		return 1
+	fi
 
 	proto_export "INTERFACE=$interface"
 	proto_export "DEVICE=$device"

@@ -3,246 +3,18 @@
 'require form';
 'require fs';
 'require uci';
-
-/* ---- how values are written: the same lines in protocol/ddpd.js and view/ddpd/config.js (a test compares them) ----
- * Each says what is wrong, in a sentence, or nothing. */
-
-function parts(text) {
-	return text.split(/[\s,]+/).filter(word => word != '');
-}
-
-function bytesOf4(text) {
-	const found = text.split('.');
-
-	return (found.length == 4 && found.every(part => /^(0|[1-9]\d{0,2})$/.test(part) && +part < 256))
-		? found.map(Number) : null;
-}
-
-function bytesOf6(text) {
-	const halves = text.split('::');
-
-	if (halves.length > 2)
-		return null;
-
-	const read = (half, last) => {
-		const found = [];
-		const words = (half == '') ? [] : half.split(':');
-
-		for (let n = 0; n < words.length; n++) {
-			const dotted = (last && n == words.length - 1) ? bytesOf4(words[n]) : null;
-
-			if (dotted)
-				found.push(...dotted);
-			else if (/^[0-9a-fA-F]{1,4}$/.test(words[n]))
-				found.push(parseInt(words[n], 16) >> 8, parseInt(words[n], 16) & 255);
-			else
-				return null;
-		}
-
-		return found;
-	};
-
-	const high = read(halves[0], halves.length == 1);
-	const low = (halves.length == 2) ? read(halves[1], true) : [];
-
-	if (high == null || low == null)
-		return null;
-
-	const gap = 16 - high.length - low.length;
-
-	if ((halves.length == 1) ? gap != 0 : gap < 2)
-		return null;
-
-	return [ ...high, ...new Array(gap).fill(0), ...low ];
-}
-
-function bytesOf(text) {
-	return (text.indexOf(':') >= 0) ? bytesOf6(text) : bytesOf4(text);
-}
-
-/* { bytes, length, whole: no host bits are set }, or null */
-function prefixOf(text) {
-	const slash = text.indexOf('/');
-	const bytes = bytesOf((slash < 0) ? text : text.slice(0, slash));
-
-	if (bytes == null || (slash >= 0 && !/^\d{1,3}$/.test(text.slice(slash + 1))))
-		return null;
-
-	const bits = 8 * bytes.length;
-	const length = (slash < 0) ? bits : +text.slice(slash + 1);
-	const whole = bytes.every((byte, n) => {
-		const kept = Math.min(8, Math.max(0, length - 8 * n));
-
-		return (byte & (255 >> kept)) == 0;
-	});
-
-	return (length <= bits) ? { bytes: bytes, length: length, whole: whole } : null;
-}
-
-function keyWrong(text) {
-	return /^[A-Za-z0-9+\/]{42}[AEIMQUYcgkosw048]=$/.test(text)
-		? '' : _('A public key is 44 letters of base64, as “ddpd pubkey” prints it.');
-}
-
-function addressWrong(text) {
-	return bytesOf(text) ? '' : _('This is neither an IPv4 nor an IPv6 address.');
-}
-
-function prefixWrong(text) {
-	const found = prefixOf(text);
-
-	if (found == null)
-		return _('This is no prefix; write it like 2001:db8::/48 or 192.0.2.0/24.');
-
-	return found.whole ? '' : _('The prefix has bits set behind its length.');
-}
-
-function nameWrong(text) {
-	return (text.length <= 253 && text.split('.').every(label => /^[A-Za-z0-9-]{1,63}$/.test(label)))
-		? '' : _('A host name has letters, digits, hyphens and dots.');
-}
-
-function deviceWrong(text) {
-	return ((/^[A-Za-z0-9._@:-]{1,15}$/.test(text) && text != '.' && text != '..') || /^@[A-Za-z0-9_]+$/.test(text))
-		? '' : _('An interface is named like br-lan, or like @lan for the device of the network lan.');
-}
-
-function portWrong(text) {
-	return (/^\d{1,5}$/.test(text) && +text >= 1 && +text <= 65535)
-		? '' : _('A port is a whole number from 1 to 65535.');
-}
-
-function hostPortWrong(text) {
-	const boxed = text.match(/^\[([^\]]*)\](?::(.*))?$/);
-	const plain = (text.split(':').length > 2) ? [ text, text ] : text.match(/^([^:]*)(?::(.*))?$/);
-	const found = (text[0] == '[') ? boxed : plain;
-
-	if (found == null)
-		return _('Write a host name or an address, with a port behind it if need be: [2001:db8::1]:3373.');
-
-	const host = found[1].split('%');
-	const isNumeric = host[0].indexOf(':') >= 0 || /^[\d.]+$/.test(host[0]);
-	const isScoped = host.length == 2 && (isNumeric || host[0] == 'gateway') && deviceWrong(host[1]) == '';
-
-	if ((isNumeric ? !bytesOf(host[0]) : nameWrong(host[0]) != '') || !(host.length == 1 || isScoped))
-		return _('This is neither a host name nor an address.');
-
-	return (found[2] == null || found[2] == '') ? '' : portWrong(found[2]);
-}
-
-function secondsOf(text) {
-	const found = text.match(/^(\d{1,10})([smhdw]?)$/);
-
-	return found ? found[1] * { '': 1, s: 1, m: 60, h: 3600, d: 86400, w: 604800 }[found[2]] : 0;
-}
-
-function durationWrong(text) {
-	return (text == 'forever' || (secondsOf(text) > 0 && secondsOf(text) < 4294967295))
-		? '' : _('A time is written like 90s, 30m, 12h, 30d or forever.');
-}
-
-function askWrong(text) {
-	const found = text.trim().match(/^(?:(\d{1,3}):\s*)?(\S+)(?:\s+on\s+(\S.*))?$/);
-
-	if (found == null || (found[1] != null && +found[1] > 255))
-		return _('Write what is asked for like ::/56, 0.0.0.0/32, “3: ::/60” or “::/56 on @lan br-guest=7”.');
-
-	if (prefixWrong(found[2]) != '')
-		return prefixWrong(found[2]);
-
-	if (prefixOf(found[2]).length < ((found[2].indexOf(':') >= 0) ? 16 : 8))
-		return _('This prefix is too large to ask for.');
-
-	const names = [], numbers = [];
-
-	for (const word of parts(found[3] || '')) {
-		const lan = word.match(/^([^=]*)(?:=(\d{1,5}))?$/);
-
-		if (lan == null || (lan[2] != null && +lan[2] > 65535))
-			return _('The number of a subnet is written behind its interface, like br-lan=7.');
-
-		if (deviceWrong(lan[1]) != '')
-			return deviceWrong(lan[1]);
-
-		if (names.indexOf(lan[1]) >= 0 || (lan[2] != null && numbers.indexOf(+lan[2]) >= 0))
-			return _('An interface or a number stands here twice.');
-
-		names.push(lan[1]);
-		numbers.push(lan[2] != null ? +lan[2] : null);
-	}
-
-	return '';
-}
-
-function pathWrong(text) {
-	return /^\/[^\s'";#]+$/.test(text)
-		? '' : _('Write the whole path of a file, from /, without spaces, quotes, “;” and “#”.');
-}
-
-/* for the `validate` of an option: true, or the sentence */
-function checked(wrong) {
-	return (section_id, value) => (value == null || value === '') ? true : (wrong(value) || true);
-}
-
-/* The key, and a button that copies it; pages on plain http have no navigator.clipboard. */
-function copied(text) {
-	if (window.isSecureContext && navigator.clipboard)
-		return navigator.clipboard.writeText(text).then(() => true, () => false);
-
-	const area = E('textarea', { 'style': 'position:fixed;top:0;left:-100em', 'readonly': 'readonly' }, [ text ]);
-
-	document.body.appendChild(area);
-	area.select();
-
-	let done = false;
-
-	try {
-		done = document.execCommand('copy');
-	}
-	catch (why) {
-		done = false;
-	}
-
-	document.body.removeChild(area);
-
-	return Promise.resolve(done);
-}
-
-function copyable(text) {
-	const shown = (text.indexOf('\n') >= 0)
-		? E('pre', { 'class': 'ddpd-key', 'style': 'white-space:pre-wrap;word-break:break-all' }, [ text ])
-		: E('code', { 'class': 'ddpd-key', 'style': 'word-break:break-all' }, [ text ]);
-	const button = E('button', {
-		'class': 'cbi-button cbi-button-neutral ddpd-copy',
-		'type': 'button',
-		'style': 'margin-left:.5em',
-		'click': () => copied(text).then(done => {
-			if (done) {
-				button.textContent = _('Copied');
-				window.setTimeout(() => { button.textContent = _('Copy'); }, 2000);
-			}
-			else {
-				window.getSelection().selectAllChildren(shown);
-				button.textContent = _('Press Ctrl+C');
-			}
-		})
-	}, [ _('Copy') ]);
-
-	return E('span', {}, [ shown, button ]);
-}
-
-/* ---- end of the same lines ---- */
+'require ddpd';
 
 function wordWrong(text) {
 	return /^[!-~]+$/.test(text) && !/[;#]/.test(text) ? '' : _('This is one word of printable letters, without “;” and “#”.');
 }
 
 function interfaceWrong(text) {
-	return prefixOf(text) ? '' : _('Write an address with the length of its prefix, like 10.9.0.1/24.');
+	return ddpd.prefixOf(text) ? '' : _('Write an address with the length of its prefix, like 10.9.0.1/24.');
 }
 
 function prefix6Wrong(text) {
-	return prefixWrong(text) || ((text.indexOf(':') >= 0) ? '' : _('This is IPv4; only IPv6 has neighbour solicitations.'));
+	return ddpd.prefixWrong(text) || ((text.indexOf(':') >= 0) ? '' : _('This is IPv4; only IPv6 has neighbour solicitations.'));
 }
 
 function wholeWrong(low, high) {
@@ -251,7 +23,7 @@ function wholeWrong(low, high) {
 }
 
 function lengthsWrong(text) {
-	for (const word of parts(text)) {
+	for (const word of ddpd.parts(text)) {
 		const ends = word.match(/^\/?(\d{1,3})(?:-\/?(\d{1,3}))?$/);
 
 		if (ends == null || +ends[1] > 128 || +(ends[2] || 0) > 128)
@@ -266,9 +38,9 @@ function lengthsWrong(text) {
 
 function boundsWrong(text) {
 	const ends = text.split('-');
-	const seconds = ends.map(end => (end == 'forever') ? Infinity : secondsOf(end.trim()));
+	const seconds = ends.map(end => (end == 'forever') ? Infinity : ddpd.secondsOf(end.trim()));
 
-	if (ends.length > 2 || ends.some(end => durationWrong(end.trim()) != ''))
+	if (ends.length > 2 || ends.some(end => ddpd.durationWrong(end.trim()) != ''))
 		return _('Write the longest lifetime, like 12h, or the shortest and the longest, like 1h-6h.');
 
 	return (seconds.length == 2 && seconds[0] > seconds[1]) ? _('The shorter time stands in front: 1h-6h.') : '';
@@ -277,7 +49,7 @@ function boundsWrong(text) {
 function rateWrong(text) {
 	const ends = text.split('/').map(end => end.trim());
 
-	return (ends.length == 2 && wholeWrong(1, 1000000)(ends[0]) == '' && durationWrong(ends[1]) == '')
+	return (ends.length == 2 && wholeWrong(1, 1000000)(ends[0]) == '' && ddpd.durationWrong(ends[1]) == '')
 		? '' : _('A rate is written like 5/30s: so many at once, and as many more in that time.');
 }
 
@@ -304,13 +76,13 @@ function sourceWrong(text) {
 		return '';
 
 	if (words[0] == 'interface' && words.length == 2)
-		return deviceWrong(words[1]);
+		return ddpd.deviceWrong(words[1]);
 
 	if (words[0] == 'grantor' && (words.length == 2 || (words.length == 3 && wholeWrong(0, 255)(words[2]) == '')))
 		return wordWrong(words[1]);
 
-	return (prefixWrong(text) == '') ? ''
-		: prefixWrong(text) + ' ' + _('Or write “ula”, “interface @wan6”, “grantor exit1” or “grantor exit1 2”.');
+	return (ddpd.prefixWrong(text) == '') ? ''
+		: ddpd.prefixWrong(text) + ' ' + _('Or write “ula”, “interface @wan6”, “grantor exit1” or “grantor exit1 2”.');
 }
 
 function reachWrong(text) {
@@ -322,7 +94,7 @@ function reachWrong(text) {
 	if (via == null && dev == null)
 		return _('A way is written like “dev wg0”, “via 192.0.2.7” or “via fe80::1 dev @lan”.');
 
-	return (via != null && addressWrong(via)) || (dev != null && deviceWrong(dev)) || '';
+	return (via != null && ddpd.addressWrong(via)) || (dev != null && ddpd.deviceWrong(dev)) || '';
 }
 
 function routeWrong(text) {
@@ -339,7 +111,7 @@ function rankWrong(text) {
 }
 
 function suffixWrong(text) {
-	const bytes = (text.indexOf(':') >= 0) ? bytesOf6(text) : null;
+	const bytes = (text.indexOf(':') >= 0) ? ddpd.bytesOf6(text) : null;
 
 	return (bytes && bytes.slice(0, 8).every(byte => byte == 0) && bytes.some(byte => byte != 0))
 		? '' : _('A suffix is the lower half of an IPv6 address, like ::1.');
@@ -348,7 +120,7 @@ function suffixWrong(text) {
 function listenWrong(text) {
 	const found = text.match(/^\[([^\]]+)\](?::\d*)?$/) || ((text.split(':').length > 2) ? [ text, text ] : text.match(/^([^:]*)(?::\d*)?$/));
 
-	return (hostPortWrong(text) == '' && found && bytesOf(found[1].split('%')[0]))
+	return (ddpd.hostPortWrong(text) == '' && found && ddpd.bytesOf(found[1].split('%')[0]))
 		? '' : _('Write an address of this router, with a port if need be: [::]:3373.');
 }
 
@@ -359,11 +131,11 @@ function endpointWrong(text) {
 	if (/^gateway\b/.test(text))
 		return _('An endpoint is written like vpn.example.net:51820.');
 
-	return (text[0] == ':') ? portWrong(text.slice(1)) : hostPortWrong(text);
+	return (text[0] == ':') ? ddpd.portWrong(text.slice(1)) : ddpd.hostPortWrong(text);
 }
 
 function udpPortWrong(text) {
-	return (text == 'none') ? '' : portWrong(text);
+	return (text == 'none') ? '' : ddpd.portWrong(text);
 }
 
 function proxyWrong(text) {
@@ -376,7 +148,7 @@ function proxyWrong(text) {
 	if (!isRule)
 		return _('Write “leased”, “static PREFIX”, “auto PREFIX”, “iface PREFIX br-lan” or “never PREFIX”.');
 
-	return prefix6Wrong(words[1]) || ((words.length == 3) ? deviceWrong(words[2]) : '');
+	return prefix6Wrong(words[1]) || ((words.length == 3) ? ddpd.deviceWrong(words[2]) : '');
 }
 
 function namesOf(type) {
@@ -406,7 +178,7 @@ function field(s, tab, type, name, title, text, more) {
 
 	for (const key in more)
 		if (key == 'wrong')
-			o.validate = checked(more.wrong);
+			o.validate = ddpd.checked(more.wrong);
 		else if (key == 'choices')
 			more.choices.forEach(choice => o.value(...[].concat(choice)));
 		else if (key == 'column')
@@ -505,7 +277,7 @@ function named(s, longest, text) {
 }
 
 function onDevice(s, text) {
-	const o = value(s, 'common', 'device', _('Interface'), text, { wrong: deviceWrong, column: true });
+	const o = value(s, 'common', 'device', _('Interface'), text, { wrong: ddpd.deviceWrong, column: true });
 
 	o.placeholder = _('the name of the section');
 	uci.sections('network', 'interface', net => {
@@ -522,7 +294,7 @@ function terms(s, whose) {
 	list(s, 'common', 'lengths', _('Lengths'), _('What may be had; otherwise all that the pools give.'),
 		{ wrong: lengthsWrong, placeholder: '/56-/64' });
 	list(s, 'advanced', 'total', _('In all'), _('At most as much as this in all, a family: ::/52, 0.0.0.0/28.'),
-		{ wrong: prefixWrong, placeholder: '::/52' });
+		{ wrong: ddpd.prefixWrong, placeholder: '::/52' });
 	value(s, 'advanced', 'lifetime', _('Lifetime'), _('The longest, or the shortest and the longest (1h-6h): bounds of the pools’ lifetimes.'),
 		{ wrong: boundsWrong, placeholder: 'forever' });
 	value(s, 'advanced', 'rate', _('Rate'), _('New leases: so many at once, and as many more in that time. Renewals are free.'),
@@ -544,35 +316,35 @@ function addMain(m) {
 	o.rmempty = false;
 
 	value(s, 'common', 'config', _('Configuration file'), _('A ddpd.conf written by hand, used instead of everything else on this page. With “status = /var/run/ddpd/ddpd.json” in it the status page shows what it does.'),
-		{ wrong: pathWrong, placeholder: _('none: this page is used') });
+		{ wrong: ddpd.pathWrong, placeholder: _('none: this page is used') });
 	list(s, 'common', 'listen', _('Listen on'), _('Where asks are heard; [::]:3373 if there is a pool. The firewall has to let that UDP port in.'),
 		{ wrong: listenWrong, placeholder: '[::]:3373' });
 	value(s, 'common', 'hold', _('Hold'), _('How long an ended lease is held back for its former grantee.'),
-		{ wrong: durationWrong, placeholder: '30d' });
+		{ wrong: ddpd.durationWrong, placeholder: '30d' });
 	value(s, 'common', 'rate', _('Rate'), _('New leases of all grantees together, such as 100/1s; otherwise without bound.'),
 		{ wrong: rateWrong, placeholder: _('no bound') });
 	list(s, 'common', 'pins', _('Pins'), _('Files with pins, CSV or SQLite, with the columns id, address and prefix.'),
-		{ wrong: pathWrong, placeholder: '/etc/ddpd/pins.csv' });
+		{ wrong: ddpd.pathWrong, placeholder: '/etc/ddpd/pins.csv' });
 	value(s, 'common', 'grantees', _('Folder of grantees'), _('A file each, with the lines of one grantee’s section.'),
-		{ wrong: pathWrong, placeholder: '/etc/ddpd/grantees.d' });
+		{ wrong: ddpd.pathWrong, placeholder: '/etc/ddpd/grantees.d' });
 	value(s, 'advanced', 'key', _('File of our private key'), _('It is made on the first start if it is missing, and never leaves this router.'),
-		{ wrong: pathWrong, placeholder: '/etc/ddpd/key' });
+		{ wrong: ddpd.pathWrong, placeholder: '/etc/ddpd/key' });
 	value(s, 'advanced', 'leases', _('Lease file'), _('Where it outlives a restart of the router, the same grantees get the same prefixes.'),
-		{ wrong: pathWrong, placeholder: '/etc/ddpd/leases.json' });
+		{ wrong: ddpd.pathWrong, placeholder: '/etc/ddpd/leases.json' });
 	value(s, 'advanced', 'control', _('Control socket'), _('Where “ddpd status” asks.'),
-		{ wrong: pathWrong, placeholder: '/var/run/ddpd/ddpd.sock' });
+		{ wrong: ddpd.pathWrong, placeholder: '/var/run/ddpd/ddpd.sock' });
 	value(s, 'advanced', 'status', _('Status file'), _('What “ddpd status” says, for web pages; the status page here reads the usual one.'),
-		{ wrong: pathWrong, placeholder: '/var/run/ddpd/ddpd.json' });
+		{ wrong: ddpd.pathWrong, placeholder: '/var/run/ddpd/ddpd.json' });
 	value(s, 'advanced', 'mark', _('Mark'), _('Protocol number of our routes; their metric is 100 times it.'),
 		{ wrong: wholeWrong(1, 255), placeholder: '221' });
 	value(s, 'advanced', 'load', _('Load'), _('Handshakes a second beyond which asks need a cookie.'),
 		{ wrong: wholeWrong(1, 1000000), placeholder: '200' });
-	value(s, 'advanced', 'handlers', _('Handlers'), _('A Python file with the site’s own handlers.'), { wrong: pathWrong });
-	value(s, 'files', 'accounting', _('Accounting'), _('Gets a line of JSON for each lease begun, ended and revoked.'), { wrong: pathWrong });
-	value(s, 'files', 'resolv', _('resolv.conf'), _('Gets the name servers of the grantors that live.'), { wrong: pathWrong });
-	value(s, 'files', 'dnsmasq', _('Servers of dnsmasq'), _('The same in the form of dnsmasq’s servers-file, a domain’s own servers too.'), { wrong: pathWrong });
-	value(s, 'files', 'radvd', _('radvd.conf'), _('For the LANs, written anew at every change.'), { wrong: pathWrong });
-	value(s, 'files', 'dhcp', _('dnsmasq.conf for DHCPv4'), _('For the LANs, from what is granted of IPv4.'), { wrong: pathWrong });
+	value(s, 'advanced', 'handlers', _('Handlers'), _('A Python file with the site’s own handlers.'), { wrong: ddpd.pathWrong });
+	value(s, 'files', 'accounting', _('Accounting'), _('Gets a line of JSON for each lease begun, ended and revoked.'), { wrong: ddpd.pathWrong });
+	value(s, 'files', 'resolv', _('resolv.conf'), _('Gets the name servers of the grantors that live.'), { wrong: ddpd.pathWrong });
+	value(s, 'files', 'dnsmasq', _('Servers of dnsmasq'), _('The same in the form of dnsmasq’s servers-file, a domain’s own servers too.'), { wrong: ddpd.pathWrong });
+	value(s, 'files', 'radvd', _('radvd.conf'), _('For the LANs, written anew at every change.'), { wrong: ddpd.pathWrong });
+	value(s, 'files', 'dhcp', _('dnsmasq.conf for DHCPv4'), _('For the LANs, from what is granted of IPv4.'), { wrong: ddpd.pathWrong });
 }
 
 function addPools(m) {
@@ -583,19 +355,19 @@ function addPools(m) {
 	list(s, 'common', 'give', _('Lengths'), _('What is given: /56-/64 is all of these.'),
 		{ wrong: lengthsWrong, required: true, column: true, placeholder: '/56-/64' });
 	list(s, 'common', 'reserve', _('Reserved'), _('Never given. Where the pool’s prefix may move, offsets in it: ::/56.'),
-		{ wrong: prefixWrong });
+		{ wrong: ddpd.prefixWrong });
 	value(s, 'common', 'lifetime', _('Lifetime'), _('How long a lease is valid.'),
-		{ wrong: durationWrong, placeholder: '12h', column: true });
-	list(s, 'common', 'dns', _('Name servers'), _('Told to grantees.'), { wrong: addressWrong });
-	list(s, 'common', 'search', _('Search domains'), _('Told to grantees.'), { wrong: nameWrong });
-	list(s, 'advanced', 'ntp', _('Time servers'), _('Told to grantees.'), { wrong: addressWrong });
+		{ wrong: ddpd.durationWrong, placeholder: '12h', column: true });
+	list(s, 'common', 'dns', _('Name servers'), _('Told to grantees.'), { wrong: ddpd.addressWrong });
+	list(s, 'common', 'search', _('Search domains'), _('Told to grantees.'), { wrong: ddpd.nameWrong });
+	list(s, 'advanced', 'ntp', _('Time servers'), _('Told to grantees.'), { wrong: ddpd.addressWrong });
 	value(s, 'advanced', 'mtu', _('MTU'), _('Told to grantees.'), { wrong: wholeWrong(1280, 9000) });
 	value(s, 'advanced', 'preferred', _('Preferred'), _('How long a lease is preferred.'),
-		{ wrong: durationWrong, placeholder: _('half of the lifetime') });
+		{ wrong: ddpd.durationWrong, placeholder: _('half of the lifetime') });
 	value(s, 'advanced', 'renew', _('Renew after'), _('When a grantee renews.'),
-		{ wrong: durationWrong, placeholder: _('half of the preferred lifetime') });
+		{ wrong: ddpd.durationWrong, placeholder: _('half of the preferred lifetime') });
 	value(s, 'advanced', 'rebind', _('Rebind after'), _('When it tries every address of its grantor.'),
-		{ wrong: durationWrong, placeholder: _('0.8 of the preferred lifetime') });
+		{ wrong: ddpd.durationWrong, placeholder: _('0.8 of the preferred lifetime') });
 	value(s, 'advanced', 'share', _('Share'), _('Which part is ours, of so many grantors that have one key: 1/2 here, 2/2 there.'),
 		{ wrong: shareWrong, placeholder: '1/1' });
 	named(s, 40, _('Where it has letters that the name of a section cannot have.'));
@@ -605,14 +377,14 @@ function addGrantees(m) {
 	const s = section(m, 'grantee', _('Grantees'), _('Whom this router gives to.'), _('Grantee'), 'name');
 
 	shortKey(value(s, 'common', 'key', _('Public key'), _('As the grantee tells it: 44 letters of base64.'),
-		{ wrong: keyWrong, required: true, column: true }));
+		{ wrong: ddpd.keyWrong, required: true, column: true }));
 	terms(s, _('So many of each family.'));
-	list(s, 'advanced', 'pin', _('Pins'), _('Prefixes that are its own, whatever the pools say.'), { wrong: prefixWrong });
+	list(s, 'advanced', 'pin', _('Pins'), _('Prefixes that are its own, whatever the pools say.'), { wrong: ddpd.prefixWrong });
 	value(s, 'advanced', 'until', _('Until'), _('The day (UTC) on which the agreement is over.'),
 		{ wrong: dateWrong, placeholder: _('without end') });
 	value(s, 'advanced', 'route', _('Route'), _('How its leases are reached: auto, dev @lan, via 192.0.2.7, or none.'),
 		{ wrong: routeWrong, placeholder: 'auto', choices: [ 'auto', 'none' ] });
-	list(s, 'advanced', 'was', _('Keys before'), _('What these were leased is its own.'), { wrong: keyWrong });
+	list(s, 'advanced', 'was', _('Keys before'), _('What these were leased is its own.'), { wrong: ddpd.keyWrong });
 	named(s, 300, _('Where it has letters that the name of a section cannot have.'));
 }
 
@@ -620,24 +392,24 @@ function addGrantors(m) {
 	const s = section(m, 'grantor', _('Grantors'), _('Whom this router asks. A prefix for one network interface is easier asked for there, with the protocol ddpd.'), _('Grantor'), 'name');
 
 	shortKey(value(s, 'common', 'key', _('Public key'), _('As the grantor tells it: 44 letters of base64.'),
-		{ wrong: keyWrong, required: true, column: true }));
+		{ wrong: ddpd.keyWrong, required: true, column: true }));
 	list(s, 'common', 'address', _('Addresses'), _('Where it listens; several are tried in turn. “gateway” is the default router, whoever it is.'),
-		{ wrong: hostPortWrong, required: true, column: true, placeholder: 'exit1.example.net:3373' });
+		{ wrong: ddpd.hostPortWrong, required: true, column: true, placeholder: 'exit1.example.net:3373' });
 	lines(s, 'common', 'ask', _('Ask for'), _('One slot a line: the prefix, and the interfaces that get a subnet of it: “::/56 on @lan br-guest=7”. “3: ::/60” fixes the slot.'),
-		{ wrong: askWrong, required: true, column: true, placeholder: '::/56 on @lan' });
+		{ wrong: ddpd.askWrong, required: true, column: true, placeholder: '::/56 on @lan' });
 	value(s, 'common', 'default', _('Default route'), _('For traffic from what it gives: auto (where the asks go), dev wg0, via fe80::1 dev @wan; “redistribute” behind it for routing daemons too.'),
 		{ wrong: defaultWrong, choices: [ 'auto', 'auto redistribute', 'none' ] });
 	value(s, 'common', 'keepalive', _('Keepalive'), _('Ask at least this often; behind a NAT 25s keeps the way open.'),
-		{ wrong: durationWrong, placeholder: _('not needed') });
+		{ wrong: ddpd.durationWrong, placeholder: _('not needed') });
 	value(s, 'advanced', 'rank', _('Rank'), _('Of the ranked, only the best that lives is preferred; “nearest” goes by the round trip.'),
 		{ wrong: rankWrong, choices: [ '1', '2', '3', 'nearest' ] });
 	list(s, 'advanced', 'accept', _('Accept only'), _('Grants outside of these prefixes are refused.'),
-		{ wrong: prefixWrong, placeholder: '2000::/3' });
+		{ wrong: ddpd.prefixWrong, placeholder: '2000::/3' });
 	value(s, 'advanced', 'suffix', _('Suffix'), _('This router’s address in each subnet.'), { wrong: suffixWrong, placeholder: '::1' });
-	value(s, 'advanced', 'hostname', _('Host name'), _('Told to the grantor, whose status shows it.'), { wrong: nameWrong });
+	value(s, 'advanced', 'hostname', _('Host name'), _('Told to the grantor, whose status shows it.'), { wrong: ddpd.nameWrong });
 	yesNo(s, 'advanced', 'install', _('Install'), _('Make routes and addresses; otherwise only the hook is called.'), 'yes');
 	yesNo(s, 'advanced', 'release', _('Release'), _('Give all leases back when ddpd is told to end.'), 'no');
-	value(s, 'advanced', 'hook', _('Hook'), _('A program that is run at every change.'), { wrong: pathWrong });
+	value(s, 'advanced', 'hook', _('Hook'), _('A program that is run at every change.'), { wrong: ddpd.pathWrong });
 	field(s, 'advanced', form.ListValue, 'hook_style', _('Style of the hook'), _('What it is told, and how.'),
 		{ choices: [ 'ddpd', 'odhcp6c', 'ahcpd' ], optional: true, placeholder: 'ddpd' });
 	named(s, 40, _('Where it has letters that the name of a section cannot have.'));
@@ -656,7 +428,7 @@ function addNdp(m) {
 		{ choices: [ [ 'link-local', _('the link-local address') ], [ 'interface', _('an address of the interface') ],
 			[ 'target', _('the address that is asked for') ] ], optional: true, placeholder: _('the link-local address') });
 	yesNo(s, 'advanced', 'autowire', _('Wire'), _('Make a route to what “iface” found inside.'), 'no');
-	value(s, 'advanced', 'ttl', _('Believed for'), _('How long what “iface” found is believed; an hour at most.'), { wrong: durationWrong, placeholder: '3s' });
+	value(s, 'advanced', 'ttl', _('Believed for'), _('How long what “iface” found is believed; an hour at most.'), { wrong: ddpd.durationWrong, placeholder: '3s' });
 	list(s, 'advanced', 'allow', _('Allow'), _('No answer for anything else.'), { wrong: prefix6Wrong });
 	list(s, 'advanced', 'deny', _('Deny'), _('No answer for these.'), { wrong: prefix6Wrong });
 }
@@ -672,8 +444,8 @@ function addWireguard(m) {
 	list(s, 'advanced', 'address', _('Addresses'), _('Of the interface, if it is made.'), { wrong: interfaceWrong, placeholder: '10.9.0.1/24' });
 	value(s, 'advanced', 'endpoint', _('Endpoint'), _('Told to grantees; otherwise the address that they asked, and the interface’s port.'),
 		{ wrong: endpointWrong, placeholder: 'vpn.example.net:51820' });
-	list(s, 'advanced', 'allowed', _('Allowed IPs'), _('Told to grantees: what they send into the tunnel.'), { wrong: prefixWrong, placeholder: '::/0' });
-	value(s, 'advanced', 'keepalive', _('Keepalive'), _('Told to grantees: how often to be heard, through a NAT.'), { wrong: durationWrong, placeholder: '25s' });
+	list(s, 'advanced', 'allowed', _('Allowed IPs'), _('Told to grantees: what they send into the tunnel.'), { wrong: ddpd.prefixWrong, placeholder: '::/0' });
+	value(s, 'advanced', 'keepalive', _('Keepalive'), _('Told to grantees: how often to be heard, through a NAT.'), { wrong: ddpd.durationWrong, placeholder: '25s' });
 	yesNo(s, 'advanced', 'dynamic', _('wg-dynamic'), _('It is spoken too, at fe80:: on the interface, TCP port 970.'), 'yes');
 }
 
@@ -683,7 +455,7 @@ function addTunnels(m) {
 	onDevice(s, _('The interface that is made, such as wg1.'));
 	value(s, 'common', 'grantor', _('Grantor'), _('Its answers say how the interface is made.'),
 		{ wrong: grantorWrong, required: true, column: true, choices: namesOf('grantor') });
-	list(s, 'common', 'routes', _('Routes'), _('Prefixes that are routed into it, whatever their source.'), { wrong: prefixWrong, column: true });
+	list(s, 'common', 'routes', _('Routes'), _('Prefixes that are routed into it, whatever their source.'), { wrong: ddpd.prefixWrong, column: true });
 	value(s, 'advanced', 'mtu', _('MTU'), _('Otherwise the kernel’s choice.'), { wrong: wholeWrong(1280, 9000), placeholder: '1420' });
 }
 
@@ -692,7 +464,7 @@ function addTunnels(m) {
 function pasted(title, rows) {
 	return E('details', {}, [
 		E('summary', { 'style': 'cursor:pointer' }, [ title ]),
-		E('div', { 'style': 'margin:.5em 0 1em' }, [ copyable(rows.join('\n') + '\n') ])
+		E('div', { 'style': 'margin:.5em 0 1em' }, [ ddpd.copyable(rows.join('\n') + '\n') ])
 	]);
 }
 
@@ -714,7 +486,7 @@ function introduction(key) {
 	return E('div', { 'class': 'cbi-section', 'id': 'ddpd-introduce' }, [
 		E('h3', {}, [ _('Introduce this router') ]),
 		E('p', {}, [ _('Each side has to know the other’s public key. Ours is not secret:') ]),
-		E('p', {}, [ copyable(key) ]),
+		E('p', {}, [ ddpd.copyable(key) ]),
 		pasted(_('For a grantor that we ask: /etc/config/ddpd there'), [
 			'config grantee \'router\'', '\toption key \'%s\''.format(key), '\tlist pools \'home\''
 		]),

@@ -5,53 +5,7 @@
 'require poll';
 'require rpc';
 'require uci';
-
-/* The key, and a button that copies it; pages on plain http have no navigator.clipboard. */
-function copied(text) {
-	if (window.isSecureContext && navigator.clipboard)
-		return navigator.clipboard.writeText(text).then(() => true, () => false);
-
-	const area = E('textarea', { 'style': 'position:fixed;top:0;left:-100em', 'readonly': 'readonly' }, [ text ]);
-
-	document.body.appendChild(area);
-	area.select();
-
-	let done = false;
-
-	try {
-		done = document.execCommand('copy');
-	}
-	catch (why) {
-		done = false;
-	}
-
-	document.body.removeChild(area);
-
-	return Promise.resolve(done);
-}
-
-function copyable(text) {
-	const shown = (text.indexOf('\n') >= 0)
-		? E('pre', { 'class': 'ddpd-key', 'style': 'white-space:pre-wrap;word-break:break-all' }, [ text ])
-		: E('code', { 'class': 'ddpd-key', 'style': 'word-break:break-all' }, [ text ]);
-	const button = E('button', {
-		'class': 'cbi-button cbi-button-neutral ddpd-copy',
-		'type': 'button',
-		'style': 'margin-left:.5em',
-		'click': () => copied(text).then(done => {
-			if (done) {
-				button.textContent = _('Copied');
-				window.setTimeout(() => { button.textContent = _('Copy'); }, 2000);
-			}
-			else {
-				window.getSelection().selectAllChildren(shown);
-				button.textContent = _('Press Ctrl+C');
-			}
-		})
-	}, [ _('Copy') ]);
-
-	return E('span', {}, [ shown, button ]);
-}
+'require ddpd';
 
 const FOLDER = '/var/run/ddpd';
 const FOREVER = 4294967295;
@@ -318,7 +272,7 @@ function fillKey(card, key) {
 		return;
 
 	card.shownKey = key;
-	dom.content(card.key, key ? [ E('p', {}, [ _('Our public key:') + ' ', copyable(key) ]) ] : []);
+	dom.content(card.key, key ? [ E('p', {}, [ _('Our public key:') + ' ', ddpd.copyable(key) ]) ] : []);
 }
 
 function fill(card, said, uptime) {
