@@ -413,7 +413,7 @@ def test_hooks_of_odhcp6c() -> None:
     assert states(home, "odhcp6c", "started", "lost", "stopped") == [["up", "started"], ["up", "stopped"]]
     both = ddpd.parse_host("2001:db8::53"), ddpd.parse_host("192.0.2.53")
     home.answer("a", A, ddpd.parse_prefix("10.9.9.0/24"), mtu=1400, search=("corp.example",), dns=both, ntp=both)
-    assert states(home, "odhcp6c", "started", "bound", "renewed", "rebound", "faded") == [
+    assert states(home, "odhcp6c", "started", "bound", "silent", "renewed", "rebound", "faded") == [
         ["up", each] for each in ("started", "bound", "updated", "rebound", "updated")]
     assert states(home, "odhcp6c", "bound", "renewed") == [["up", each] for each in ("started", "bound", "updated")]
     [_, (_, env)] = ddpd.HOOK_CALLS["odhcp6c"](home.a, "bound", None, at(T0))
@@ -434,7 +434,7 @@ def test_hooks_of_ahcpd() -> None:
     assert states(home, "ahcpd", "started", "stopped") == []
     one = ddpd.parse_prefix("2001:db8:a::7")
     home.answer("a", one, ddpd.parse_prefix("10.1.7.9"), dns=(ddpd.parse_host("192.0.2.53"),))
-    assert states(home, "ahcpd", "bound", "renewed", "faded", "stopped") == [["start"], ["stop"]]
+    assert states(home, "ahcpd", "bound", "renewed", "faded", "silent", "stopped") == [["start"], ["stop"]]
     [last] = ddpd.HOOK_CALLS["ahcpd"](home.a, "bound", None, at(T0))
     assert {name: value for name, value in last[1].items() if name.startswith("AHCP_")} == {
         "AHCP_IPv6_ADDRESS": "2001:db8:a::7", "AHCP_IPv4_ADDRESS": "10.1.7.9", "AHCP_INTERFACES": "up",

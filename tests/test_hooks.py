@@ -59,7 +59,7 @@ def test_one_at_a_time_and_the_latest_wins(script: Script, tmp_path: Path) -> No
     hooked.hooks.add("b", "lost")
     hooked.tick()
     hooked.home.answer("a", A)                             # while the first one runs
-    for event in "bound", "faded", "renewed":              # a renewal does not hide what waits
+    for event in "bound", "faded", "renewed", "silent":    # a renewal, or silence, does not hide what waits
         hooked.hooks.add("a", event)
     hooked.rest()
     lines = said(tmp_path)

@@ -221,6 +221,20 @@ def test_what_cannot_be_explained(peer_: str, ask: str, says_: str) -> None:
         ddpd.explained(Hub().node, peer_, ask, ddpd.Now(0.0, 0.0))
 
 
+def test_a_status_file_has_so_many_leases_and_no_key_of_a_peer(monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = Hub(more="limit = 4")
+    hub.ask("alice", want(0), want(1), want(2))
+    monkeypatch.setattr(ddpd, "FILE_ROWS", 2)
+    text = ddpd.status_file_text(hub.node, hub.now)
+    said, shown = ddpd.status_of(hub.node, hub.now, 2), json.loads(text)
+    assert shown.pop("uptime") == int(hub.now.boot) and text.startswith(ddpd.OUR_STATUS) and text.endswith("}\n")
+    assert len(shown["granted"]) == 2 and shown["granted_in_all"] == 3
+    assert ddpd.show_key(KEYS["alice"]) not in text
+    for row in said["granted"]:
+        del row["key"]
+    assert shown == said
+
+
 def snapshot(hub: Hub) -> Any:
     """All that an ask could change."""
     grantor = hub.grantor
