@@ -195,7 +195,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Told:
     many = [samples.granted(n, prefix=f"2001:db8:{n:x}::/48",
                             reach="via fe80::1 dev br-lan " + "x" * 40) for n in range(1000)]
     data = {"uci": samples.UCI, "status": samples.STATUS, "key": KEY, "real_grantor": grantor,
-            "real_grantee": grantee, "many": many,
+            "real_grantee": grantee, "many": many, "acl": browser.granted(),
             "values": [*(row[:3] for row in TABLE), *(row[:3] for row in OURS)],
             "interface_values": [row[:2] for row in INTERFACE_TABLE]}
     found = browser.results(tmp_path_factory.mktemp("browser"), data)
@@ -448,6 +448,47 @@ def test_lifetimes_count_down_between_two_writes(told: Told) -> None:
 
 
 @IN_BROWSER
+def test_a_file_that_nobody_writes_anew_is_a_sign_that_nobody_runs(told: Told) -> None:
+    """Sixty seconds old, and a lease ended: not what is for ever, was ended before, or is only deprecated."""
+    assert [len(notices) for notices in told["stale"]] == [1, 1, 0, 0, 0, 1, 0, 0, 0]
+    assert told["stale"][0] == ["ddpd may not be running: it wrote this 1m 1s ago, and something here has ended since."]
+    assert sum("may not be running" in text for text in told["status"]["endNotices"]) == 1
+    assert not [text for text in told["status"]["later"]["notices"] if "may not be running" in text]
+
+
+@IN_BROWSER
+def test_what_netifd_says_of_interfaces_that_are_not_up(told: Told) -> None:
+    found, bad = told["interfaces"], '<img src=x onerror="window.OWNED = true">%s'
+    down = "This interface is not up:"
+    notices = {name.partition("version")[0]: said for name, said in found["notices"].items()}
+    assert set(notices) == {"This router", *(f"Interface {name}" for name in ("asks", "half", "down", "works", "odd"))}
+    assert notices["Interface down"][:-1] == [f"{down} NO_GRANTOR: exit1, exit2", f"{down} UNKNOWN_KEY"]
+    assert notices["Interface asks"] == [f"{down} REFUSED: {bad}"]
+    assert notices["Interface half"][0] == f"{down} {bad}: {bad}" and len(notices["Interface half"]) == 2
+    assert len(notices["Interface works"]) == len(notices["Interface odd"]) == 1      # no status: and no more
+    assert not found["owned"] and found["images"] == 0
+    assert found["failed"] == ["This router", *(name for name in found["notices"] if re.search("asks|half", name))]
+    assert found["odd"] == []
+
+
+@IN_BROWSER
+def test_an_interface_has_the_key_that_its_own_status_tells(told: Told) -> None:
+    keys = {name.partition("version")[0]: shown for name, *shown in told["interfaces"]["keys"]}
+    assert keys.pop("This router") == [KEY] and keys.pop("Interface asks") == [KEY.replace("B", "C", 1)]
+    assert len(keys) == 4 and not any(keys.values())
+
+
+@IN_BROWSER
+def test_the_stand_ins_refuse_what_the_acl_does_not_grant(told: Told) -> None:
+    """A page that asked all the same would stand among the errors, of which there are none."""
+    found, networks = told["refusals"], len(samples.UCI["network"])
+    for page in ("view.ddpd.status", "view.ddpd.config"):
+        assert found[page] == ["PermissionError", None, 0, networks, "PermissionError"]
+    assert found["protocol.ddpd"] == ["loaded", "dhcp", networks, networks, "a board"]
+    assert found["errors"] == 2 * 4
+
+
+@IN_BROWSER
 def test_nothing_from_the_network_is_html(told: Told) -> None:
     found = told["hostile"]
     assert not found["owned"] and found["images"] == 0
@@ -472,7 +513,7 @@ def test_where_nothing_runs_the_page_says_so_and_where_to_go(told: Told) -> None
     assert "ddpd does not run" in found["none"] and KEY in found["none"]
     assert found["link"].endswith("/admin/services/ddpd") and found["saves"] == 0
     only, = found["only"]
-    assert "Interface wan6d" in only and "This interface is down" in only
+    assert "Interface wan6d" in only and "This interface is down" in only and KEY not in only
 
 
 @IN_BROWSER
@@ -496,8 +537,7 @@ def test_the_key_is_copied(told: Told) -> None:
 # ---- what surrounds the pages
 
 def acls() -> dict[str, Any]:
-    files = [browser.APP / "root/usr/share/rpcd/acl.d/luci-app-ddpd.json",
-             browser.PROTO / "root/usr/share/rpcd/acl.d/luci-proto-ddpd.json"]
+    files = [browser.ACL, browser.PROTO / "root/usr/share/rpcd/acl.d/luci-proto-ddpd.json"]
     return {name: acl for file in files for name, acl in json.loads(file.read_text()).items()}
 
 
@@ -506,8 +546,12 @@ def test_who_may_see_what() -> None:
     public = {"/etc/ddpd/key.pub": ["read"]}
     assert app["read"] == {"cgi-io": ["download"],
                            "file": {**public, "/var/run/ddpd": ["list"], "/var/run/ddpd/*.json": ["read"]},
-                           "ubus": {"system": ["info"]}, "uci": ["ddpd", "network"]}
+                           "ubus": {"system": ["info"], "network.interface": ["dump"]}, "uci": ["ddpd"]}
     assert app["write"] == {"uci": ["ddpd"]}
+    for group in ("read", "write"):                               # WireGuard's and PPPoE's secrets are there
+        assert "network" not in app[group]["uci"], group
+    assert app["description"] == ("Show and configure what ddpd grants and asks for (who may write this can run "
+                                  "programs as root: hooks, handlers)")
     assert proto["read"] == {"file": public} and "write" not in proto
 
 

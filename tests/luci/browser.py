@@ -25,11 +25,18 @@ MODULES = {
     "view.ddpd.status": APP / STATIC / "view/ddpd/status.js",
     "view.ddpd.config": APP / STATIC / "view/ddpd/config.js",
 }
+ACL = APP / "root/usr/share/rpcd/acl.d/luci-app-ddpd.json"
 SLOWEST_S = 180
 
 
 def chromium() -> str | None:
     return shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+def granted() -> dict[str, Any]:
+    """What rpcd lets the pages of the app call and read: more than that the stand-ins refuse them."""
+    acl: dict[str, Any] = json.loads(ACL.read_text())["luci-app-ddpd"]["read"]
+    return {"ubus": acl["ubus"], "uci": acl["uci"]}
 
 
 def page(data: Mapping[str, Any], call: str) -> str:
@@ -71,7 +78,7 @@ def picture(folder: Path, data: Mapping[str, Any], call: str, name: str, size: s
 def main(folder: Path) -> None:
     from luci import samples
     folder.mkdir(parents=True, exist_ok=True)
-    data = {"uci": samples.UCI, "status": samples.STATUS, "key": samples.KEY}
+    data = {"uci": samples.UCI, "status": samples.STATUS, "key": samples.KEY, "acl": granted()}
     for name in ("status", "missing", "config", "modal", "neighbours", "protocol", "advanced"):
         picture(folder, data, f"PICTURES.{name}();", f"{name}.png", "1200,2600" if name == "config" else "1200,1500")
     picture(folder, data, "PICTURES.status();", "narrow.png", "420,1500")

@@ -123,7 +123,14 @@ window.addEventListener('error', event => window.ERRORS.push(String(event.messag
 window.addEventListener('unhandledrejection', event => window.ERRORS.push(String(event.reason && event.reason.stack || event.reason)));
 
 const rpc = {
-	declare: spec => (...values) => new Promise(resolve => resolve(window.UBUS[spec.object][spec.method](...values)))
+	declare: spec => (...values) => new Promise(resolve => resolve(window.UBUS[spec.object][spec.method](...values))).then(found => {
+		for (const name in spec.expect || {}) {
+			const picked = (name == '' || found == null) ? found : found[name];
+
+			return (picked == null || Array.isArray(picked) != Array.isArray(spec.expect[name])) ? spec.expect[name] : picked;
+		}
+		return found;
+	})
 };
 
 function failed(name) {
@@ -165,6 +172,24 @@ const uci = {
 		return found;
 	}
 };
+
+/* A page of the app has what its ACL grants; whatever else it asks for is refused, and the test sees that it has. */
+function refusing(by) {
+	const refused = what => {
+		window.ERRORS.push('%s may not: %s'.format(by, what));
+		return true;
+	};
+	const isForeign = name => [].concat(name).some(one => DATA.acl.uci.indexOf(one) < 0 && refused('uci ' + one));
+	const limited = {};
+
+	for (const name in uci)
+		limited[name] = (config, ...values) => isForeign(config)
+			? (name == 'load') ? failed('PermissionError') : (name == 'sections') ? [] : null
+			: uci[name](config, ...values);
+
+	return { uci: limited, rpc: { declare: spec => (...values) => ((DATA.acl.ubus[spec.object] || []).indexOf(spec.method) < 0
+		&& refused('ubus %s %s'.format(spec.object, spec.method))) ? failed('PermissionError') : rpc.declare(spec)(...values) } };
+}
 
 const poll = {
 	calls: [],
@@ -502,6 +527,8 @@ const BUILT_IN = { baseclass: Base, dom, form, fs, network, poll, rpc, uci, ui, 
 const OURS = {};
 
 function required(name, by) {
+	if (by.startsWith('view.') && (name == 'uci' || name == 'rpc'))
+		return refusing(by)[name];
 	if (BUILT_IN[name])
 		return BUILT_IN[name];
 	if (!OURS[name]) {

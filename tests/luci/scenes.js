@@ -10,6 +10,9 @@ function router(given) {
 	window.UCI = copyOf(given.uci || { network: {}, ddpd: { main: { '.name': 'main', '.type': 'ddpd', enabled: '1' } } });
 	window.FILES = Object.assign({}, given.files);
 	window.UBUS.system = { info: () => ({ uptime: given.uptime || 1000 }) };
+	window.UBUS['network.interface'] = { dump: () => ({ 'interface': given.nets || Object.values(window.UCI.network || {})
+		.filter(net => net['.type'] == 'interface' && net.disabled != '1').map(net => ({ 'interface': net['.name'], up: false, pending: false,
+			proto: net.proto, device: net.device, l3_device: net.device, errors: [] })) }) };
 	window.TRANSLATED = new Set();
 	poll.calls.length = 0;
 	form.maps.length = 0;
@@ -232,7 +235,7 @@ const SCENES = {
 					notices: [ ...place().querySelectorAll('.alert-message') ].map(words) };
 				window.UBUS.system = { info: () => ({ uptime: 10000 }) };
 				return poll.tick();
-			}).then(() => Object.assign(told, { end: rows('held') }));
+			}).then(() => Object.assign(told, { end: rows('held'), endNotices: [ ...place().querySelectorAll('.alert-message') ].map(words) }));
 		});
 	},
 
@@ -313,6 +316,78 @@ const SCENES = {
 		});
 	},
 
+	/* What netifd says of the interfaces, and what it says when it says nothing. */
+	interfaces: () => {
+		const bad = '<img src=x onerror="window.OWNED = true">%s';
+		const net = (name, more) => Object.assign({ 'interface': name, up: false, pending: false, proto: 'ddpd', device: 'eth1', l3_device: 'eth1', errors: [] }, more);
+		const said = { version: '1', uptime: 1000, public_key: DATA.key.replace('B', 'C') };
+		const notices = () => {
+			const found = {};
+
+			for (const card of document.querySelectorAll('.ddpd-card'))
+				found[words(card.querySelector('h3'))] = [ ...card.querySelectorAll('.alert-message') ].map(words);
+			return found;
+		};
+		const told = {};
+
+		router({ files: Object.assign(KEYFILE(), { '/var/run/ddpd/if-asks.json': JSON.stringify(said), '/var/run/ddpd/if-half.json': '{' }), nets: [
+			net('lan', { proto: 'static', errors: [ { code: 'NO_DEVICE' } ] }), net('down', { errors: [
+				{ subsystem: 'ddpd', code: 'NO_GRANTOR', data: [ 'exit1', 'exit2' ] }, { code: 'UNKNOWN_KEY' }, 7, null ] }),
+			net('asks', { errors: [ { code: 'REFUSED', data: [ bad ] } ] }), net('half', { errors: [ { code: bad, data: bad } ] }),
+			net('works', { up: true, errors: [ { code: 'NO_NAME' } ] }), net('odd', { errors: 'x' }), null, 5 ] });
+
+		return shown('view.ddpd.status').then(() => pause(100)).then(() => {
+			Object.assign(told, { notices: notices(), images: document.querySelectorAll('img').length, owned: window.OWNED === true,
+				keys: [ ...document.querySelectorAll('.ddpd-card') ].map(card => [ words(card.querySelector('h3')),
+					...[ ...card.querySelectorAll('.ddpd-key') ].map(words) ]) });
+			window.UBUS['network.interface'] = { dump: () => { throw new Error('no'); } };
+			return poll.tick();
+		}).then(() => {
+			told.failed = Object.keys(notices());
+			window.UBUS['network.interface'] = { dump: () => ({ 'interface': 'x' }) };
+			return poll.tick();
+		}).then(() => configForm()).then(m => Object.assign(told, { odd: sectionOf(m, 'ndp').getOption('device').keylist }));
+	},
+
+	/* The stand-ins do refuse: these errors are meant. */
+	refusals: () => {
+		router({ uci: DATA.uci });
+		const before = window.ERRORS.length, told = {};
+		let chain = Promise.resolve();
+
+		for (const by of [ 'view.ddpd.status', 'view.ddpd.config', 'protocol.ddpd' ]) {
+			const mine = required('uci', by);
+			const reads = name => mine.load(name).then(() => 'loaded', why => why.name).then(loaded =>
+				[ loaded, mine.get(name, 'wan', 'proto') || null, mine.sections(name, 'interface').length ]);
+
+			chain = chain.then(() => reads('network')).then(found => { told[by] = found; })
+				.then(() => required('rpc', by).declare({ object: 'network.interface', method: 'dump', expect: { 'interface': [] } })())
+				.then(found => { told[by].push(found.length); })
+				.then(() => required('rpc', by).declare({ object: 'system', method: 'board' })().catch(why => why.name))
+				.then(found => { told[by].push(found); });
+		}
+
+		window.UBUS.system.board = () => 'a board';
+		return chain.then(() => Object.assign(told, { errors: window.ERRORS.splice(before).length }));
+	},
+
+	/* When is a file that is not written anew a sign that nobody runs? */
+	stale: () => {
+		const told = [];
+		let chain = Promise.resolve();
+
+		for (const [ ago, more ] of [ [ 61, { held: [ { valid: 40 } ] } ], [ 61, { granted: [ { valid: 40 } ] } ], [ 60, { held: [ { valid: 40 } ] } ],
+			[ 61, { held: [ { valid: 61 } ] } ], [ 70, { held: [ { valid: 61 } ] } ], [ 72, { held: [ { valid: 61 } ] } ],
+			[ 9999, { held: [ { valid: 4294967295, preferred: 1 } ], granted: [ { valid: 0, state: 'former' }, { valid: 99999, preferred: 5 } ] } ],
+			[ 9999, {} ], [ -500, { held: [ { valid: 40 } ] } ] ])
+			chain = chain.then(() => {
+				router({ uptime: 1000 + ago, files: { '/var/run/ddpd/ddpd.json': JSON.stringify(Object.assign({ uptime: 1000 }, more)) } });
+				return shown('view.ddpd.status');
+			}).then(() => { told.push([ ...place().querySelectorAll('.alert-message') ].map(words)); });
+
+		return chain.then(() => told);
+	},
+
 	many: () => {
 		const said = copyOf(DATA.status);
 
@@ -379,7 +454,8 @@ const PICTURES = {
 		return shown('view.ddpd.status').then(() => { place().querySelector('details').open = true; });
 	},
 	missing: () => {
-		router({ uci: DATA.uci, files: KEYFILE() });
+		router({ uci: DATA.uci, files: KEYFILE(), nets: [ { 'interface': 'wan6d', proto: 'ddpd', up: false,
+			errors: [ { code: 'NO_GRANTOR', data: [ 'exit1.example.net' ] } ] } ] });
 		return shown('view.ddpd.status');
 	},
 	config: () => {

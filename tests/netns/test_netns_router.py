@@ -104,7 +104,7 @@ def uci(kind: str, called: str, /, **options: str | list[str]) -> str:
     return "\n".join([*lines, "", ""])
 
 
-MAIN = uci("ddpd", "main", enabled="1")
+MAIN = uci("ddpd", "main", enabled="true")
 POOL = uci("pool", "home", prefix="2001:db8:42::/48", give="/56")
 
 
@@ -266,7 +266,7 @@ def test_a_disabled_section_is_left_out(router: Router) -> None:
     conf = router.read("var/run/ddpd/ddpd.conf")
     assert "[pool home]" in conf and "old" not in conf
     assert not [call for call in router.calls if call[0] == "procd_add_reload_interface_trigger"]
-    router.write("etc/config/ddpd", uci("ddpd", "main", enabled="1", disabled="1") + POOL)
+    router.write("etc/config/ddpd", uci("ddpd", "main", enabled="1", disabled="1") + off.replace("disabled", "rate"))
     assert router.init("reload").returncode == 0 and router.instance is None
     assert router.init("status").stdout == "inactive\n"
 
@@ -355,7 +355,7 @@ def test_a_reload_keeps_pid_and_lease(router: Router, lab: Lab) -> None:
         time.sleep(0.5)
         assert router.log().count("reloaded") == 2 and router.task is task and task.poll() is None
         assert held in router.init("status").stdout and held in router.init("show", "hub").stdout
-        router.write("etc/config/ddpd", router.read("etc/config/ddpd").replace("enabled '1'", "enabled '0'"))
+        router.write("etc/config/ddpd", router.read("etc/config/ddpd").replace("enabled 'true'", "enabled '0'"))
         router.init("reload")
         assert router.instance is None and task.poll() == 0
         assert '"granted"' in router.read("etc/ddpd/leases.json")

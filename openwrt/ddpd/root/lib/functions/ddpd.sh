@@ -1,10 +1,10 @@
 #!/bin/sh
 # What the init script and the netifd protocol of ddpd have in common.  Wants /lib/functions.sh.
-# shellcheck shell=dash  # ash is like it
+# shellcheck shell=dash disable=SC2034  # ash is like it; who sources this reads the capitals
 
-DDPD_BIN="${DDPD_BIN:-/usr/sbin/ddpd}"
-DDPD_RUN="${DDPD_RUN:-/var/run/ddpd}"
-DDPD_ETC="${DDPD_ETC:-/etc/ddpd}"
+DDPD_BIN=/usr/sbin/ddpd
+DDPD_RUN=/var/run/ddpd
+DDPD_ETC=/etc/ddpd
 DDPD_BREAK='
 '
 

@@ -116,7 +116,10 @@ proto_ddpd_setup() {
 
 	[ -n "$grantor" ] || { ddpd_hopeless "$interface" MISSING_GRANTOR; return 1; }
 	[ -n "$key" ] || { ddpd_hopeless "$interface" MISSING_KEY; return 1; }
-	"$DDPD_BIN" --version > /dev/null 2>&1 || { ddpd_hopeless "$interface" NO_PYTHON; return 1; }
+	if [ ! -e "$conf" ] && ! "$DDPD_BIN" --version > /dev/null 2>&1; then
+		ddpd_hopeless "$interface" NO_PYTHON
+		return 1
+	fi
 	ddpd_key "${keyfile:-$DDPD_ETC/key}" || {
 		ddpd_hopeless "$interface" INVALID_CONFIG "no key in ${keyfile:-$DDPD_ETC/key}"
 		return 1

@@ -2,8 +2,16 @@
 'require view';
 'require form';
 'require fs';
+'require rpc';
 'require uci';
 'require ddpd';
+
+/* Of /etc/config/network this page may know nothing: it has secrets of others. */
+const callInterfaceDump = rpc.declare({
+	object: 'network.interface',
+	method: 'dump',
+	expect: { 'interface': [] }
+});
 
 function wordWrong(text) {
 	return /^[!-~]+$/.test(text) && !/[;#]/.test(text) ? '' : _('This is one word of printable letters, without “;” and “#”.');
@@ -276,14 +284,11 @@ function named(s, longest, text) {
 	};
 }
 
-function onDevice(s, text) {
+function onDevice(s, networks, text) {
 	const o = value(s, 'common', 'device', _('Interface'), text, { wrong: ddpd.deviceWrong, column: true });
 
 	o.placeholder = _('the name of the section');
-	uci.sections('network', 'interface', net => {
-		if (net['.name'] != 'loopback')
-			o.value('@' + net['.name']);
-	});
+	networks.forEach(name => o.value('@' + name));
 }
 
 /* The terms of an agreement: with one grantee, or with each peer of an interface. */
@@ -415,10 +420,10 @@ function addGrantors(m) {
 	named(s, 40, _('Where it has letters that the name of a section cannot have.'));
 }
 
-function addNdp(m) {
+function addNdp(m, networks) {
 	const s = section(m, 'ndp', _('Neighbour solicitations'), _('Answered here for what is routed on, where the outer router believes that all is on its own link.'), _('Neighbour solicitations'), 'device');
 
-	onDevice(s, _('Where they are heard; @wan6 is the device of the network wan6.'));
+	onDevice(s, networks, _('Where they are heard; @wan6 is the device of the network wan6.'));
 	lines(s, 'common', 'proxy', _('Answer for'), _('One a line: leased (exactly what is leased from here), static P always, auto P if the routing table leads on, iface P @lan if somebody there answers, never P.'),
 		{ wrong: proxyWrong, required: true, column: true, choices: [ 'leased' ] });
 	field(s, 'common', form.ListValue, 'method', _('Who answers'), _('The kernel can, for single addresses.'),
@@ -433,10 +438,10 @@ function addNdp(m) {
 	list(s, 'advanced', 'deny', _('Deny'), _('No answer for these.'), { wrong: prefix6Wrong });
 }
 
-function addWireguard(m) {
+function addWireguard(m, networks) {
 	const s = section(m, 'wireguard', _('WireGuard'), _('Interfaces of which every peer may ask; what it is given becomes its allowed IPs.'), _('WireGuard'), 'device');
 
-	onDevice(s, _('The WireGuard interface; @vpn is the device of the network vpn.'));
+	onDevice(s, networks, _('The WireGuard interface; @vpn is the device of the network vpn.'));
 	terms(s, _('So many of each family, for each peer.'));
 	yesNo(s, 'common', 'add_peers', _('Add peers'), _('A grantee that is granted something becomes a peer, until it ends.'), 'no');
 	value(s, 'advanced', 'listen', _('UDP port'), _('With it, and our key, the interface is made if there is none; “none”: it is never made.'),
@@ -449,10 +454,10 @@ function addWireguard(m) {
 	yesNo(s, 'advanced', 'dynamic', _('wg-dynamic'), _('It is spoken too, at fe80:: on the interface, TCP port 970.'), 'yes');
 }
 
-function addTunnels(m) {
+function addTunnels(m, networks) {
 	const s = section(m, 'tunnel', _('Tunnels'), _('WireGuard interfaces that are made from what a grantor answers.'), _('Tunnel'), 'device');
 
-	onDevice(s, _('The interface that is made, such as wg1.'));
+	onDevice(s, networks, _('The interface that is made, such as wg1.'));
 	value(s, 'common', 'grantor', _('Grantor'), _('Its answers say how the interface is made.'),
 		{ wrong: grantorWrong, required: true, column: true, choices: namesOf('grantor') });
 	list(s, 'common', 'routes', _('Routes'), _('Prefixes that are routed into it, whatever their source.'), { wrong: ddpd.prefixWrong, column: true });
@@ -510,12 +515,14 @@ return view.extend({
 		return Promise.all([
 			fs.trimmed('/etc/ddpd/key.pub'),
 			uci.load('ddpd'),
-			L.resolveDefault(uci.load('network'))
+			L.resolveDefault(callInterfaceDump(), [])
 		]);
 	},
 
 	render: function(loaded) {
 		const m = new form.Map('ddpd');
+		const networks = L.toArray(loaded[2]).filter(net => L.isObject(net) && typeof(net.interface) == 'string')
+			.map(net => net.interface).filter(name => name != 'loopback');
 
 		m.readonly = !L.hasViewPermission();
 
@@ -527,9 +534,9 @@ return view.extend({
 		addPools(m);
 		addGrantees(m);
 		addGrantors(m);
-		addNdp(m);
-		addWireguard(m);
-		addTunnels(m);
+		addNdp(m, networks);
+		addWireguard(m, networks);
+		addTunnels(m, networks);
 
 		return m.render().then(shown => E('div', {}, [
 			E('h2', {}, [ _('Prefixes (ddpd)') ]),

@@ -11,11 +11,20 @@ const FOLDER = '/var/run/ddpd';
 const FOREVER = 4294967295;
 const EVERY = 5;
 const MOST = 250;
+const OLD = 60;
+const LATE = 10;
 
 const callSystemInfo = rpc.declare({
 	object: 'system',
 	method: 'info',
 	expect: { '': {} }
+});
+
+/* Of /etc/config/network this page may know nothing: it has secrets of others. */
+const callInterfaceDump = rpc.declare({
+	object: 'network.interface',
+	method: 'dump',
+	expect: { 'interface': [] }
 });
 
 /* ---- values: all of them may come from the network, or from a file that is half written ---- */
@@ -90,7 +99,7 @@ function part(title, content) {
 }
 
 function notice(said, grave) {
-	return E('div', { 'class': 'alert-message %s'.format(grave ? 'danger' : 'warning') }, [ said ]);
+	return E('div', { 'class': 'alert-message %s'.format(grave ? 'danger' : 'warning') }, [].concat(said));
 }
 
 function prefixShown(prefix) {
@@ -112,8 +121,24 @@ function bar(full) {
 
 /* ---- the parts of one daemon's status ---- */
 
+/* A daemon that runs writes its file anew, some seconds after a lease has ended; that one is only no longer preferred
+ * is nothing new to it. */
+function isStale(said, ago) {
+	return ago > OLD && [ ...rowsOf(said.held), ...rowsOf(said.granted) ]
+		.some(row => number(row.valid) > 0 && row.valid != FOREVER && row.valid + LATE < ago);
+}
+
+/* What netifd says of an interface that is not up. */
+function errorsOf(net) {
+	return (net == null || net.up === true) ? [] : rowsOf(net.errors).map(error =>
+		notice([ _('This interface is not up:') + ' ', [ text(error.code), joined(error.data) ].filter(word => word != '').join(': ') ]));
+}
+
 function noticesOf(said, ago) {
 	const found = [];
+
+	if (isStale(said, ago))
+		found.push(notice(_('ddpd may not be running: it wrote this %s ago, and something here has ended since.').format(lasting(ago)), true));
 
 	if (said.disk_full)
 		found.push(notice(_('The lease file cannot be written: is the disk full? No new leases are given.'), true));
@@ -275,9 +300,9 @@ function fillKey(card, key) {
 	dom.content(card.key, key ? [ E('p', {}, [ _('Our public key:') + ' ', ddpd.copyable(key) ]) ] : []);
 }
 
-function fill(card, said, uptime) {
+function fill(card, said, uptime, net) {
 	const ago = (uptime != null && typeof(said.uptime) == 'number') ? Math.max(0, uptime - said.uptime) : 0;
-	const parts = { notices: noticesOf(said, ago), pools: poolsOf(said), held: heldOf(said, ago),
+	const parts = { notices: [ ...errorsOf(net), ...noticesOf(said, ago) ], pools: poolsOf(said), held: heldOf(said, ago),
 		grantors: grantorsOf(said), ndp: ndpOf(said), wireguard: wireguardOf(said), counters: countersOf(said) };
 	const refill = () => dom.content(card.granted, grantedOf(said, ago, card, refill));
 
@@ -292,12 +317,12 @@ function fill(card, said, uptime) {
 }
 
 /* No status: why, and what can be done. */
-function fillWith(card, said) {
+function fillWith(card, said, net) {
 	for (const name of [ 'pools', 'held', 'grantors', 'granted', 'ndp', 'wireguard', 'counters', 'version' ])
 		dom.content(card[name], []);
 
 	card.grantedTitle.style.display = card.tools.style.display = card.more.style.display = 'none';
-	dom.content(card.notices, [ notice(said) ]);
+	dom.content(card.notices, [ ...errorsOf(net), notice(said) ]);
 }
 
 /* What the file says, or null: it is half written, or no status at all. */
@@ -326,28 +351,31 @@ return view.extend({
 		return Promise.all([
 			L.resolveDefault(fs.list(FOLDER), []),
 			L.resolveDefault(callSystemInfo(), {}),
+			L.resolveDefault(callInterfaceDump(), []),
 			fs.trimmed('/etc/ddpd/key.pub')
-		]).then(([ files, info, key ]) => {
+		]).then(([ files, info, dump, key ]) => {
+			const nets = {};
+
+			for (const net of rowsOf(dump))
+				if (net.proto == 'ddpd')
+					nets['if-%s.json'.format(text(net.interface))] = net;
+
 			const listed = (Array.isArray(files) ? files : []).map(file => file.name)
 				.filter(name => /^(ddpd|if-[A-Za-z0-9_.-]+)\.json$/.test(name));
-			const wanted = uci.sections('network', 'interface').filter(net => net.proto == 'ddpd' && net.disabled != '1')
-				.map(net => 'if-%s.json'.format(net['.name']));
-			const names = [ 'ddpd.json', ...listed, ...wanted ].filter((name, n, all) => all.indexOf(name) == n);
+			const names = [ 'ddpd.json', ...listed, ...Object.keys(nets) ].filter((name, n, all) => all.indexOf(name) == n);
 
 			return Promise.all(names.map(name => (listed.indexOf(name) >= 0)
 				? readFile('%s/%s'.format(FOLDER, name)) : null)).then(contents => ({
 				uptime: (L.isObject(info) && typeof(info.uptime) == 'number') ? info.uptime : null,
 				key: key,
+				nets: nets,
 				files: names.map((name, n) => ({ name: name, content: contents[n], isThere: listed.indexOf(name) >= 0 }))
 			}));
 		});
 	},
 
 	load: function() {
-		return Promise.all([
-			L.resolveDefault(uci.load('network')),
-			L.resolveDefault(uci.load('ddpd'))
-		]).then(() => this.collect());
+		return L.resolveDefault(uci.load('ddpd')).then(() => this.collect());
 	},
 
 	/* Is the daemon of /etc/config/ddpd meant to run? Where only interfaces ask, nobody misses it. */
@@ -382,8 +410,9 @@ return view.extend({
 
 	show: function(card, file, found) {
 		const said = file.content ? statusOf(file.content) : null;
-		const sid = file.name.replace(/^if-(.*)\.json$/, '$1');
-		const key = (uci.get('network', sid, 'keyfile') || '/etc/ddpd/key') == '/etc/ddpd/key' ? found.key : '';
+		const net = found.nets[file.name];
+		/* An interface may have a key of its own: only its status knows. */
+		const key = (file.name == 'ddpd.json') ? found.key : '';
 
 		if (said)
 			card.said = said;
@@ -394,14 +423,14 @@ return view.extend({
 				? E('span', {}, [ _('ddpd does not run, or has not written its status yet.') + ' ',
 					E('a', { 'href': L.url('admin/services/ddpd') }, [ _('Configure it here.') ]) ])
 				: E('span', {}, [ _('This interface is down, or has not written its status yet.') + ' ',
-					E('a', { 'href': L.url('admin/network/network') }, [ _('Configure it among the interfaces.') ]) ]));
+					E('a', { 'href': L.url('admin/network/network') }, [ _('Configure it among the interfaces.') ]) ]), net);
 			fillKey(card, key);
 		}
 		else if (card.said) {
-			fill(card, card.said, found.uptime);
+			fill(card, card.said, found.uptime, net);
 		}
 		else {
-			fillWith(card, _('The status cannot be read just now; this page tries again every %d seconds.').format(EVERY));
+			fillWith(card, _('The status cannot be read just now; this page tries again every %d seconds.').format(EVERY), net);
 			fillKey(card, key);
 		}
 	},
