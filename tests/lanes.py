@@ -18,11 +18,13 @@ from typing import IO
 
 NETNS = "tests/netns"
 APART = [f"{NETNS}/test_netns_{name}.py" for name in ("wireguard", "door", "demos", "ndp", "vps")]
+ROUTER = [f"{NETNS}/test_netns_router.py"]
 LAST = [f"{NETNS}/test_netns_scan.py"]     # wants a machine that has grown quiet
 COMPUTING = [f"--ignore={NETNS}", "-m"]
 LANES = (                                  # each of them one after the other
-    [[NETNS, *(f"--ignore={path}" for path in APART + LAST)]],
+    [[NETNS, *(f"--ignore={path}" for path in APART + ROUTER + LAST)]],
     [APART],
+    [ROUTER],
     [[*COMPUTING, "slow"]],
     [[*COMPUTING, "not slow"], LAST],
 )
