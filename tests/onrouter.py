@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -153,6 +154,9 @@ class Router:
         for applet in applets:
             if not (self.root / "bin" / applet).exists():
                 (self.root / "bin" / applet).symlink_to("busybox")
+        flock = shutil.which("flock")                             # OpenWrt's BusyBox has it, Debian's has not
+        assert flock is not None
+        shutil.copy(flock, self.root / "usr/bin/flock")
         for source in (HERE / "router").rglob("*"):
             if source.is_file():
                 target = self.root / source.relative_to(HERE / "router")
@@ -272,6 +276,9 @@ class Netifd:
     def hear(self) -> list[Call]:
         calls = self.router.told()
         self.calls += calls
+        for call in calls:
+            if call[0] == "proto_send_update":
+                assert re.match(r"action=0 link-up=[01] (state=|$)", call[2]), call
         return calls
 
     def setup(self) -> list[Call]:

@@ -382,7 +382,9 @@ def test_a_file_by_hand(router: Router) -> None:
 
 
 def wan6d(**more: object) -> dict[str, object]:
-    return {"proto": "ddpd", "grantor": ["fd00::1"], "key": public_of("hub"), "ask": ["::/56"], **more}
+    """None: there is no such option."""
+    said = {"proto": "ddpd", "grantor": ["fd00::1"], "key": public_of("hub"), "ask": ["::/56"], **more}
+    return {key: value for key, value in said.items() if value is not None}
 
 
 def test_what_netifd_is_told_of_the_protocol(router: Router) -> None:
@@ -414,6 +416,7 @@ release = yes
 @pytest.mark.parametrize(("more", "old", "new"), [
     ({}, "", ""),
     ({"ask": []}, "", ""),
+    ({"ask": None}, "", ""),
     ({"grantor": ["a.example:4000", "fd00::1"]}, "address = fd00::1", "address = a.example:4000\n    fd00::1"),
     ({"ask": ["3: ::/60 on @lan", "::/64"]}, "ask = ::/56", "ask = 3: ::/60 on br-lan\n    ::/64"),
     ({"ask": ["0.0.0.0/28", "::/80", "::/128"]}, "ask = ::/56",
@@ -566,13 +569,81 @@ def test_a_twin_is_told_apart(router: Router, lab: Lab) -> None:
     with hub(lab):
         one.setup()
         eventually(lambda: told_of(one, "proto_add_ipv6_prefix"), 10)
-        two.setup()
+        assert "proto_run_command" not in {call[0] for call in two.setup()}
         assert two.errors() == [("CLONE", "if-wan6d asks this grantor with the same key: this one wants a keyfile")]
-        assert two.blocked and one.teardown() == 0
+        assert not two.blocked and one.teardown() == 0                          # that passes by itself
         two.setup()
         assert two.task is not None
         eventually(lambda: told_of(two, "proto_add_ipv6_prefix"), 10)
         assert two.teardown() == 0
+
+
+def test_a_dead_twin_is_none(router: Router, lab: Lab) -> None:
+    """Its socket may be there still."""
+    one, two = (Netifd(router, name, wan6d(norelease=True), "eth0") for name in ("wan6d", "wan6e"))
+    with hub(lab):
+        one.setup()
+        eventually(lambda: told_of(one, "proto_add_ipv6_prefix"), 10)
+        assert one.task is not None
+        one.task.kill()
+        one.task.wait()
+        assert (router.root / "var/run/ddpd/if-wan6d.sock").exists()
+        two.setup()
+        assert two.errors() == []
+        eventually(lambda: told_of(two, "proto_add_ipv6_prefix"), 10)
+        assert two.teardown() == 0
+
+
+def test_two_networks_on_one_device_and_its_mtu(router: Router, lab: Lab) -> None:
+    """The smallest that is wanted, and its own when the last has gone, in whatever order."""
+    router.sh("mkdir -p /var/run/ddpd")
+    own = lab["home"].sh("cat /proc/sys/net/ipv6/conf/eth0/mtu").strip()
+
+    def hook(event: str, name: str, mtu: str = "") -> str:
+        env = {"DEVICE": "eth0", "INTERFACE": name, "MTU": mtu, "DDPD_PREFIXES": "2001:db8::/56,10,20"}
+        arguments = [event, name] if event == "down" else [event]
+        assert router.run("/lib/netifd/ddpd.script", *arguments, env=env).returncode == 0
+        return lab["home"].sh("cat /proc/sys/net/ipv6/conf/eth0/mtu").strip()
+    assert hook("bound", "a", "1400") == "1400" and hook("bound", "b", "1300") == "1300"
+    assert hook("bound", "a", "1450") == "1300" and hook("down", "a") == "1300" and hook("down", "b") == own
+    assert hook("bound", "b", "1280") == own                                    # it comes too late: it is down
+
+
+def test_a_hook_that_comes_late_leaves_nothing(router: Router, lab: Lab) -> None:
+    """Torn down while what is bound is being told."""
+    lab["home"].bridge("br-guest")
+    router.write("bin/ubus", router.read("bin/ubus") + "sleep 0.7\n", 0o755)
+    netifd = Netifd(router, "wan6d", wan6d(ask=["0.0.0.0/28 on br-guest", "0.0.0.0/28 on br-lan"]), "eth0")
+    with hub(lab):
+        netifd.setup()
+        eventually(lambda: [call for call in (netifd.hear(), netifd.calls)[1] if call[0] == "ubus"], 10)
+        netifd.teardown()
+        time.sleep(1.5)
+        netifd.hear()
+    made = [call[4].split()[0][5:] for call in netifd.calls if call[:4] == ("ubus", "call", "network", "add_dynamic")]
+    removed = [call[2].split(".")[-1] for call in netifd.calls if call[0] == "ubus" and call[3] == "remove"]
+    assert set(made) == set(removed)
+    last = [call[4].split()[0][5:] if call[3] == "add_dynamic" else "" for call in netifd.calls if call[0] == "ubus"]
+    assert last[-1] == "" and not (router.root / "var/run/ddpd/if-wan6d.up").exists()
+
+
+def test_a_full_flash_is_no_missing_key(router: Router) -> None:
+    """After a boot /var/run is empty: what is there, and right, need not be written."""
+    router.write("etc/config/ddpd", MAIN + POOL)
+    assert router.init("start").returncode == 0
+    router.stop()
+    router.sh("rm -rf /var/run/ddpd")
+    router.sh("echo other > /etc/ddpd/key.pub")
+    done = router.run("sh", "-c", "ulimit -f 0; . /lib/functions.sh; . /lib/functions/ddpd.sh; ddpd_key /etc/ddpd/key")
+    assert done.returncode == 0 and not list((router.root / "etc/ddpd").glob("key.pub.*"))
+
+
+def test_a_start_with_what_is_wrong_stops_nothing(router: Router) -> None:
+    router.write("etc/config/ddpd", MAIN + POOL)
+    router.init("start")
+    task = router.task
+    router.write("etc/config/ddpd", MAIN + POOL.replace("/56", "/x"))
+    assert router.init("start").returncode == 0 and router.task is task and task is not None and task.poll() is None
 
 
 def test_the_hook_tells_of_a_clone(router: Router) -> None:

@@ -5,7 +5,7 @@
 . /lib/functions.sh
 
 for each in proto_config_add_int proto_config_add_string proto_config_add_boolean proto_config_add_array \
-		proto_config_add_defaults proto_init_update proto_send_update proto_add_dns_server proto_add_dns_search \
+		proto_config_add_defaults proto_add_dns_server proto_add_dns_search \
 		proto_add_ipv4_address proto_add_ipv6_address proto_add_ipv4_route proto_add_ipv6_route proto_add_ipv6_prefix \
 		proto_add_data proto_close_data proto_set_keep proto_notify_error proto_block_restart proto_setup_failed \
 		proto_export proto_run_command proto_add_host_dependency; do
@@ -16,6 +16,13 @@ proto_kill_command() {
 	record proto_kill_command "$@"
 	[ ! -e "/task.$1" ] || kill "-${2:-TERM}" "$(cat "/task.$1")"
 }
+
+# An update is one JSON from its beginning until it is sent.
+proto_init_update() {
+	record proto_init_update "$@"
+	JSON="action=0 link-up=$2 "
+}
+proto_send_update() { record proto_send_update "$@" "$JSON"; }
 
 json_load() { eval "$(/bin/to-shell "$1")"; }
 json_get_vars() {

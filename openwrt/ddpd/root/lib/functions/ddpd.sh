@@ -14,7 +14,7 @@ ddpd_say() {
 
 # The private key, made at the first start (two starts at once make one), and beside it the public one, for the others.
 ddpd_key() {
-	local key="$1" sum
+	local key="$1" sum public code=0
 	mkdir -p "$DDPD_RUN" "$DDPD_ETC" && chmod 700 "$DDPD_RUN" "$DDPD_ETC" || return 1
 	sum="$DDPD_RUN/$(echo "$key" | tr / _).sum"
 	if [ ! -s "$key" ]; then
@@ -24,13 +24,17 @@ ddpd_key() {
 	if [ -s "$key.pub" ] && md5sum -c "$sum" > /dev/null 2>&1; then
 		return 0
 	fi
-	if ("$DDPD_BIN" pubkey < "$key" > "$key.pub.$$" && mv "$key.pub.$$" "$key.pub") 2>/dev/null; then
-		(umask 077 && md5sum "$key" "$key.pub" > "$sum")
-		return 0
+	public="$("$DDPD_BIN" pubkey 2>/dev/null < "$key")" || code=$?
+	if [ "$code" != 0 ]; then
+		ddpd_say "no key can be made, or read, in $key"
+		return "$code"
 	fi
-	rm -f "$key.pub.$$"
-	ddpd_say "no key can be made, or read, in $key"
-	return 1
+	if [ "$public" != "$(cat "$key.pub" 2>/dev/null)" ]; then
+		(echo "$public" > "$key.pub.$$" && mv "$key.pub.$$" "$key.pub") 2>/dev/null || ddpd_say "cannot write $key.pub"
+		rm -f "$key.pub.$$"
+	fi
+	(umask 077 && md5sum "$key" "$key.pub" > "$sum") 2>/dev/null
+	return 0
 }
 
 # The device of a network; where netifd knows of none, what it will be as far as that can be said.

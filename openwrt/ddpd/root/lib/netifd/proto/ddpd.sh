@@ -33,6 +33,23 @@ ddpd_hopeless() {
 	proto_block_restart "$interface"
 }
 
+# Time cures these, and netifd tries again at once.
+ddpd_later() {
+	proto_notify_error "$@"
+	sleep 4
+}
+
+# CODE INTERFACE ERROR...: what has failed, or was killed for want of memory.
+ddpd_failed() {
+	local code="$1"
+	shift
+	if [ "$code" -gt 127 ]; then
+		ddpd_later "$@"
+	else
+		ddpd_hopeless "$@"
+	fi
+}
+
 # Called by json_for_each_item with VALUE, KEY and what it was told: the variable that gets a line a value.
 ddpd_collect() {
 	[ -z "$1" ] || eval "$3=\"\${$3}\${$3:+\$DDPD_BREAK}\$1\""
@@ -41,6 +58,7 @@ ddpd_collect() {
 # An `option` comes here as its words: those until the next prefix, or `N:`, are of one line.
 ddpd_collect_ask() {
 	case "$1" in
+		'') ;;
 		[0-9]:|[0-9][0-9]:|[0-9][0-9][0-9]:) slot="$1 " ;;
 		*/*)
 			ask="$ask${ask:+$DDPD_BREAK}$slot$1"
@@ -55,7 +73,8 @@ ddpd_twin() {
 	local conf
 	for conf in "$DDPD_RUN"/*.conf; do
 		if [ "$conf" != "$1" ] && [ -S "${conf%.conf}.sock" ] && grep -qxF "key = $key" "$conf" &&
-				grep -qxF "key = ${keyfile:-$DDPD_ETC/key}" "$conf"; then
+				grep -qxF "key = ${keyfile:-$DDPD_ETC/key}" "$conf" &&
+				"$DDPD_BIN" -c "$conf" status > /dev/null 2>&1; then
 			conf="${conf##*/}"
 			echo "${conf%.conf}"
 			return
@@ -116,28 +135,25 @@ proto_ddpd_setup() {
 
 	[ -n "$grantor" ] || { ddpd_hopeless "$interface" MISSING_GRANTOR; return 1; }
 	[ -n "$key" ] || { ddpd_hopeless "$interface" MISSING_KEY; return 1; }
-	if [ ! -e "$conf" ] && ! "$DDPD_BIN" --version > /dev/null 2>&1; then
-		ddpd_hopeless "$interface" NO_PYTHON
-		return 1
+	if [ ! -e "$conf" ]; then
+		"$DDPD_BIN" --version > /dev/null 2>&1 || { ddpd_failed $? "$interface" NO_PYTHON; return 1; }
 	fi
 	ddpd_key "${keyfile:-$DDPD_ETC/key}" || {
-		ddpd_hopeless "$interface" INVALID_CONFIG "no key in ${keyfile:-$DDPD_ETC/key}"
+		ddpd_failed $? "$interface" INVALID_CONFIG "no key in ${keyfile:-$DDPD_ETC/key}"
 		return 1
 	}
 	twin="$(ddpd_twin "$conf")"
 	[ -z "$twin" ] || {
-		ddpd_hopeless "$interface" CLONE "$twin asks this grantor with the same key: this one wants a keyfile"
+		ddpd_later "$interface" CLONE "$twin asks this grantor with the same key: this one wants a keyfile"
 		return 1
 	}
 	if ! ddpd_conf "$interface" "$device" | ddpd_write "$conf"; then
-		proto_notify_error "$interface" INVALID_CONFIG "cannot write $conf"
-		sleep 4                               # a full disk is cured by time, and netifd tries again at once
+		ddpd_later "$interface" INVALID_CONFIG "cannot write $conf"
 		return 1
 	fi
-	if ! ddpd_fit || ! ddpd_take "$conf"; then
-		ddpd_hopeless "$interface" INVALID_CONFIG "$DDPD_WRONG"
-		return 1
-	fi
+	ddpd_fit || { ddpd_hopeless "$interface" INVALID_CONFIG "$DDPD_WRONG"; return 1; }
+	ddpd_take "$conf" || { ddpd_failed $? "$interface" INVALID_CONFIG "$DDPD_WRONG"; return 1; }
+	/lib/netifd/ddpd.script begin "$interface"
 
 	proto_export "INTERFACE=$interface"
 	proto_export "DEVICE=$device"
@@ -154,7 +170,7 @@ proto_ddpd_renew() {
 # ERROR: with what code the daemon has ended by itself.  netifd starts it again at once, and kills us after 5 s.
 proto_ddpd_teardown() {
 	proto_kill_command "$1"
-	INTERFACE="$1" /lib/netifd/ddpd.script down
+	/lib/netifd/ddpd.script down "$1"
 	[ -z "$ERROR" ] || sleep 4
 }
 
