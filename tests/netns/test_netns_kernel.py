@@ -350,8 +350,8 @@ def test_what_cannot_be_taken_away_stays_ours(lab: Lab, tmp_path: Path) -> None:
     broken.touch()
     assert home.command("release").returncode == 0
     home.eventually(lambda: "cannot remove command=" in home.log())
+    home.kill()                                # before `ip` works again: not between two commands for one address
     broken.unlink()
-    home.kill()
     assert home.command("clean").returncode == 0
     assert changes(before, lab["home"].kernel()) == []
 
