@@ -13,6 +13,7 @@ namespace.  The stand-ins in tests/router record what they are told in /record, 
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
@@ -25,7 +26,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from lab import Host
+from lab import Host, secret_of
 from test_architecture import ABSENT, FAILING
 
 HERE = Path(__file__).resolve().parent
@@ -69,6 +70,7 @@ text = open(sys.argv[1]).read()
 if not re.fullmatch(f"({{LINE}})*", text):
     sys.exit("uci: Parse error")
 """
+OLDEST_PYNACL = "1.5.0"
 Call = tuple[str, ...]
 
 
@@ -100,10 +102,10 @@ def pythons() -> list[str]:
     return list(found.values())
 
 
-def install_pynacl(python: str, version: str, folder: Path) -> str:
-    """Why it cannot be installed; empty if it is."""
+def install_pynacl(python: str, folder: Path) -> str:
+    """The oldest that is supported.  Why it cannot be installed; empty if it is."""
     done = subprocess.run([python, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--target", str(folder),
-                           f"pynacl=={version}"], capture_output=True, text=True, check=False)
+                           f"pynacl=={OLDEST_PYNACL}"], capture_output=True, text=True, check=False)
     return "".join(done.stderr.strip().splitlines()[-1:]) if done.returncode else ""
 
 
@@ -116,11 +118,8 @@ class Router:
         for ipk in ipks:
             self.unpack(ipk)
         self.furnish()
-        (self.root / "usr/bin/python3").write_text(
-            f"#!/bin/sh\nexec env PYTHONPATH=/slim:{slim.library} {slim.path} \"$@\"\n")
-        (self.root / "usr/bin/python3").chmod(0o755)
-        (self.root / "slim").mkdir()
-        (self.root / "slim/sitecustomize.py").write_text(BLOCKER.format(names=" ".join(sorted(ABSENT | FAILING))))
+        self.write("usr/bin/python3", f'#!/bin/sh\nexec env PYTHONPATH=/slim:{slim.library} {slim.path} "$@"\n', 0o755)
+        self.write("slim/sitecustomize.py", BLOCKER.format(names=" ".join(sorted(ABSENT | FAILING))))
         self.write("bin/to-shell", TO_SHELL.format(python=slim.path), 0o755)
         self.write("bin/uci-export", UCI_EXPORT.format(python=slim.path), 0o755)
         self.bound = slim.bound
@@ -197,6 +196,10 @@ class Router:
         path.write_text(text)
         path.chmod(mode)
 
+    def write_key(self, name: str, file: str = "etc/ddpd/key") -> None:
+        """The private key of whoever has this name in the laboratory."""
+        self.write(file, base64.b64encode(secret_of(name)).decode() + "\n", 0o600)
+
     def read(self, name: str) -> str:
         return (self.root / name).read_text()
 
@@ -252,8 +255,8 @@ class Router:
         self.task = None
         return code
 
-    def status(self, conf: str = "/var/run/ddpd/ddpd.conf") -> dict[str, list[dict[str, object]]]:
-        said = self.run("/usr/sbin/ddpd", "-c", conf, "status", "--json")
+    def status(self) -> dict[str, list[dict[str, object]]]:
+        said = self.run("/usr/sbin/ddpd", "status", "--json")
         return dict(json.loads(said.stdout)) if said.returncode == 0 else {}
 
 
@@ -304,16 +307,18 @@ class Netifd:
             task.wait()
             return None
 
-    def updates(self, calls: Iterable[Call] | None = None) -> list[list[Call]]:
+    def updates(self) -> list[list[Call]]:
         """Each proto_init_update with what came until proto_send_update."""
         found: list[list[Call]] = []
-        is_open = False
-        for call in self.calls if calls is None else calls:
+        beside: list[Call] = []                                   # what belongs to none
+        update = beside
+        for call in self.calls:
             if call[0] == "proto_init_update":
-                found.append([])
-            is_open = call[0] != "proto_send_update" and (is_open or call[0] == "proto_init_update")
-            if is_open:
-                found[-1].append(call)
+                update = []
+                found.append(update)
+            elif call[0] == "proto_send_update":
+                update = beside
+            update.append(call)
         return found
 
     def errors(self) -> list[Call]:

@@ -6,7 +6,6 @@ The .ipk unpacked, BusyBox, a Python without what python3-light lacks, PyNaCl 1.
 
 from __future__ import annotations
 
-import base64
 import statistics
 import sys
 import tempfile
@@ -17,7 +16,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parents[1]), str(HERE.parent), str(HERE.parents[1] / "openwrt")]
 
 from build import main as build  # noqa: E402
-from lab import Lab, eventually, public_of, secret_of  # noqa: E402
+from lab import Lab, eventually, public_of  # noqa: E402
 from onrouter import Netifd, Router, Slim, install_pynacl  # noqa: E402
 
 HUB = "[pool home]\nprefix = 2001:db8:42::/48\ngive = /56\n[grantee home]\nkey = @home\npools = home\n"
@@ -53,18 +52,17 @@ def measure(folder: Path, lab: Lab) -> None:
     lab.cable("hub:eth0 fd00::1/64", "home:eth0 fd00::2/64")
     build(["ipk", str(folder)])
     library = folder / "library"
-    install_pynacl(sys.executable, "1.5.0", library)
+    install_pynacl(sys.executable, library)
     router = Router(folder, lab["home"], sorted(folder.glob("*.ipk")), Slim(sys.executable, library))
     config: dict[str, object] = {"proto": "ddpd", "grantor": ["fd00::1"], "key": public_of("hub"), "ask": ["::/56"]}
     lab["hub"].ddpd(HUB).start()
-    router.write("etc/ddpd/key", base64.b64encode(secret_of("home")).decode() + "\n", 0o600)
-    functions = router.read("lib/functions/ddpd.sh")                       # which would make byte code at once
-    router.write("lib/functions/ddpd.sh", functions.replace("ddpd_compile() {", "ddpd_compile() {\n\treturn", 1))
-    for way in ("from source", "from byte code"):
-        if way == "from byte code":
-            router.sh("/usr/lib/ddpd/compile")
-            code = next((router.root / "usr/lib/ddpd").glob("*.code"))
-            print(f"byte code in flash: {code.stat().st_size:,} bytes")
+    router.write_key("home")
+    home = router.root / "usr/lib/ddpd"
+    for way, mode in (("from source", 0o644), ("from byte code", 0o755)):
+        (home / "compile").chmod(mode)                            # what cannot be run makes no byte code
+        router.sh("ddpd --version")
+        sizes = [f"{code.stat().st_size:,} bytes" for code in home.glob("*.code")]
+        print(f"{way}: in flash there is byte code of {sizes[0] if sizes else 'none'}")
         print(f"{way}: a start takes {started(router):.2f} s")
         print(f"{way}: a grantee is {grantee(router, config)}")
 

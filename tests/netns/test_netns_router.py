@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import base64
 import marshal
 import os
 import re
@@ -24,13 +23,12 @@ import pytest
 import ddpd
 from build import main as build
 from daemon import Daemon
-from lab import Lab, eventually, needs, public_of, secret_of, wg_name
+from lab import Lab, eventually, needs, public_of, wg_name
 from luci.samples import FULL, OURS
-from onrouter import Netifd, Router, Slim, install_pynacl, pythons
+from onrouter import OLDEST_PYNACL, Netifd, Router, Slim, install_pynacl, pythons
 
 pytestmark = needs("command -v busybox && unshare -m true")
 
-OLDEST = "1.5.0"
 HUB = """
 [pool home]
 prefix = 2001:db8:42::/48
@@ -61,9 +59,9 @@ def ipks(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the oldest PyNaCl that is supported."""
     folder = tmp_path_factory.mktemp("oldest")
-    why = install_pynacl(sys.executable, OLDEST, folder)
+    why = install_pynacl(sys.executable, folder)
     if why:
-        pytest.skip(f"cannot install PyNaCl {OLDEST}: {why}")
+        pytest.skip(f"cannot install PyNaCl {OLDEST_PYNACL}: {why}")
     return folder
 
 
@@ -84,7 +82,7 @@ def lab() -> Iterator[Lab]:
 def router(lab: Lab, ipks: list[Path], slim: Slim, tmp_path: Path) -> Iterator[Router]:
     router = Router(tmp_path, lab["home"], ipks, slim)
     router.write("etc/devices", "wan eth0\nlan br-lan\n")
-    router.write("etc/ddpd/key", base64.b64encode(secret_of("home")).decode() + "\n", 0o600)
+    router.write_key("home")
     try:
         yield router
     finally:
@@ -116,7 +114,7 @@ def test_what_is_installed(router: Router) -> None:
     control = (info / "control").read_text()
     assert f"Version: {ddpd.VERSION}-r" in control and "Depends: libc, python3-light, python3-pynacl\n" in control
     assert "Architecture: all\n" in control and (info / "conffiles").read_text() == "/etc/config/ddpd\n"
-    assert router.sh("ddpd --version").strip() == ddpd.VERSION                  # from source
+    assert router.sh("ddpd --version").strip() == ddpd.VERSION                  # the first start makes byte code
     home = router.root / "usr/lib/ddpd"
     (code,) = home.glob("*.code")
     assert code.name.startswith(f"{sys.implementation.cache_tag}-")
@@ -306,7 +304,7 @@ def test_another_key_has_another_public_key(router: Router) -> None:
     """Also if it is older than the one before."""
     router.write("etc/config/ddpd", MAIN + POOL)
     router.init("start")
-    router.write("etc/ddpd/key", base64.b64encode(secret_of("other")).decode() + "\n", 0o600)
+    router.write_key("other")
     os.utime(router.root / "etc/ddpd/key", (0, 0))
     assert public_of("other") in router.init("introduce").stdout
     assert router.read("etc/ddpd/key.pub").strip() == public_of("other")
@@ -653,7 +651,21 @@ def test_the_hook_tells_of_a_clone(router: Router) -> None:
     assert ("proto_notify_error", "wan6d", "CLONE") in router.told()
 
 
-def test_who_is_silent_while_something_is_held_is_no_error(router: Router, lab: Lab) -> None:
+def test_who_is_silent_while_something_is_held_is_no_error(router: Router) -> None:
+    """netifd is told how it stands, with what is held; it forgets errors only when the interface comes up."""
+    router.sh("mkdir -p /var/run/ddpd")
+    env = {"INTERFACE": "wan6d", "DEVICE": "eth0", "DDPD_SERVER": "fd00::1", "DDPD_ANSWERS": "3",
+           "DDPD_STATE": "renewing", "KEY": "/etc/ddpd/key"}
+    router.run("/lib/netifd/ddpd.script", "silent", env={**env, "DDPD_PREFIXES": "2001:db8::/56,10,20"})
+    calls = router.told()
+    assert ("json_add_string", "silent", "yes") in calls and ("json_add_string", "state", "renewing") in calls
+    assert ("proto_add_ipv6_prefix", "2001:db8::/56,10,20") in calls
+    assert not [call for call in calls if call[0] == "proto_notify_error"]
+    router.run("/lib/netifd/ddpd.script", "silent", env=env)
+    assert ("proto_notify_error", "wan6d", "NO_GRANTOR", "fd00::1") in router.told()
+
+
+def test_what_is_over_takes_the_interface_down(router: Router, lab: Lab) -> None:
     netifd = Netifd(router, "wan6d", wan6d(norelease=True), "eth0")
     with lab["hub"].ddpd(HUB.format(lifetime="8s")) as grantor:
         netifd.setup()
@@ -728,7 +740,7 @@ def test_two_interfaces_and_the_daemon_leave_each_other_alone(router: Router, la
     """The daemon's routes carry its mark; those of netifd's interfaces are not ddpd's."""
     router.write("etc/config/ddpd", uci("ddpd", "main", enabled="1", key="/etc/ddpd/second") +
                  uci("grantor", "hub", key=public_of("hub"), address="fd00::1", ask="::/60 on @lan"))
-    router.write("etc/ddpd/second", base64.b64encode(secret_of("second")).decode() + "\n", 0o600)
+    router.write_key("second", "etc/ddpd/second")
     more = "[grantee second]\nkey = @second\npools = home\n"
     with lab["hub"].ddpd(HUB.format(lifetime="1h") + more) as grantor:
         assert router.init("start").returncode == 0
@@ -775,12 +787,12 @@ def as_netifd_has_it(text: str, router: Router) -> tuple[str, dict[str, object]]
 @pytest.mark.parametrize("python", pythons(), ids=lambda path: path.replace(str(Path.home()), "~"))
 def test_the_readme_s_asking_router(lab: Lab, ipks: list[Path], python: str, tmp_path: Path) -> None:
     """On every Python that this machine has, with the oldest PyNaCl; the grantor is named by a host name."""
-    why = install_pynacl(python, OLDEST, tmp_path / "library")
+    why = install_pynacl(python, tmp_path / "library")
     if why:
-        pytest.skip(f"cannot install PyNaCl {OLDEST} for {python}: {why}")
+        pytest.skip(f"cannot install PyNaCl {OLDEST_PYNACL} for {python}: {why}")
     router = Router(tmp_path, lab["home"], ipks, Slim(python, tmp_path / "library"))
     router.write("etc/devices", "wan eth0\n")
-    router.write("etc/ddpd/key", base64.b64encode(secret_of("home")).decode() + "\n", 0o600)
+    router.write_key("home")
     name, config = as_netifd_has_it(printed("# /etc/config/network\n", exit="hub"), router)
     assert (name, config["device"]) == ("wan6d", "@wan")
     router.write("etc/hosts", "fd00::1 exit1.example.net\n")
@@ -816,7 +828,7 @@ def test_the_readme_s_mesh_node(ipks: list[Path], slim: Slim, tmp_path: Path) ->
             lab[exit_].ip("-6 route add fd00::9 dev eth0")
         router = Router(tmp_path, lab["home"], ipks, slim)
         router.write("etc/devices", "lan br-lan\n")
-        router.write("etc/ddpd/key", base64.b64encode(secret_of("home")).decode() + "\n", 0o600)
+        router.write_key("home")
         router.write("etc/config/ddpd", printed("# /etc/config/ddpd of a mesh node\n", exit="hub", alice="other"))
         for n, name in enumerate(("hub", "other")):
             lab[name].ddpd(HUB.format(lifetime="1h").replace("2001:db8:42:", f"2001:db8:4{n}:")).start()
@@ -840,7 +852,7 @@ def test_the_readme_s_tunnel(ipks: list[Path], slim: Slim, tmp_path: Path) -> No
         lab["hub"].ddpd(printed("; /etc/ddpd.conf on the hub", alice="home").replace("wg0", wg)).start()
         router = Router(tmp_path, lab["home"], ipks, slim)
         router.write("etc/devices", "lan br-lan\n")
-        router.write("etc/ddpd/key", base64.b64encode(secret_of("home")).decode() + "\n", 0o600)
+        router.write_key("home")
         for program in ("wg", "wireguard-go"):
             path = shutil.which(program)
             assert path is not None
