@@ -44,7 +44,6 @@ class Package:
     name: str
     version: str
     depends: list[str]
-    title: str
     description: str
     section: str
     licence: str
@@ -82,7 +81,7 @@ def package_in(folder: Path) -> Package:
     title = said["LUCI_TITLE" if of_luci else "TITLE"]
     return Package(
         name, f"{version_of(TOP / 'ddpd.py')}-r{said.get('PKG_RELEASE', '1')}",
-        words(said["LUCI_DEPENDS" if of_luci else "DEPENDS"]), title,
+        words(said["LUCI_DEPENDS" if of_luci else "DEPENDS"]),
         " ".join(defined(text, f"Package/{name}/description").split()) or title, "luci" if of_luci else said["SECTION"],
         said["PKG_LICENSE"], defined(text, f"Package/{name}/conffiles"),
         {"postinst": FOR_LUCI} if of_luci else {script: text for script, text in scripts.items() if text}, folder)
@@ -118,6 +117,7 @@ def scripts_of(package: Package) -> dict[str, str]:
 
 
 Files = dict[str, tuple[bytes | None, int]]          # name -> what is in it (of a folder, nothing), mode
+
 
 def added(archive: tarfile.TarFile, name: str, data: bytes | None, mode: int) -> None:
     info = tarfile.TarInfo(name)

@@ -20,7 +20,7 @@ Cut = tuple[Place, Place, bytes]         # from, to, what stands there instead
 OPENING, CLOSING = "([{", ")]}"
 
 
-def starts(node: ast.expr | ast.stmt) -> Place:
+def starts(node: ast.expr) -> Place:
     return node.lineno, node.col_offset
 
 
@@ -58,7 +58,7 @@ def token_cuts(text: str) -> Iterator[Cut]:
             arrow = 0, 0
 
 
-def cut(lines: list[bytes], cuts: Iterator[Cut] | list[Cut]) -> None:
+def cut(lines: list[bytes], cuts: list[Cut]) -> None:
     """From the end, so that the places before stay where they are."""
     for (line, at), (last, until), instead in sorted(cuts, reverse=True):
         rest = lines[last - 1][until:]
