@@ -566,9 +566,17 @@ def test_killed_at_every_command(lab: Lab, who: str, when: str) -> None:
     other.start()
     victim.start()
     victim.eventually(lambda: is_bound(lab))
-    eventually(lambda: len(lab["hub"].allowed(HUB_WG).get(public_of("leaf"), ())) == 2)
+
+    def allowed() -> list[str]:
+        return sorted(lab["hub"].allowed(HUB_WG).get(public_of("leaf"), ()))
+
+    eventually(lambda: len(allowed()) == 2)
     dev, at, killed = HUB_WG if who == "hub" else LEAF_WG, 0, True
-    all_of_it = ours(lab[who], dev)
+    all_of_it, rows = ours(lab[who], dev), "granted" if who == "hub" else "held"
+
+    def is_there() -> bool:
+        return ours(lab[who], dev) == all_of_it and len(allowed()) == 2
+
     while killed and at < 60:
         victim.kill()
         victim.command("clean")
@@ -576,10 +584,6 @@ def test_killed_at_every_command(lab: Lab, who: str, when: str) -> None:
         at += 1
         if who == "hub":
             leaf.command("renew")
-
-        def is_there() -> bool:
-            return ours(lab[who], dev) == all_of_it
-
         killed = run_killed(victim, lab.folder, at, when, is_there, 8)
         victim.env["KILL_AT"] = "0"
         victim.start()
@@ -587,12 +591,10 @@ def test_killed_at_every_command(lab: Lab, who: str, when: str) -> None:
         try:
             victim.eventually(is_there, 8)
         except AssertionError:
-            print(f"killed {when} command {at}:", *changes(all_of_it, ours(lab[who], dev)), sep="\n")
+            print(f"killed {when} command {at}:", *changes(all_of_it, ours(lab[who], dev)), *allowed(), sep="\n")
             raise
-        allowed = lab["hub"].allowed(HUB_WG)[public_of("leaf")]
-        assert sorted(allowed) == sorted(row["prefix"] for row in (hub if who == "hub" else leaf).status()[
-            "granted" if who == "hub" else "held"])
-    assert at > 6, "it needs more commands than that"
+        assert allowed() == sorted(row["prefix"] for row in victim.status()[rows])
+    assert at > 9, "it needs more commands than that"
 
 
 # ==== whoever writes there ============================================================
