@@ -5409,6 +5409,8 @@ class Grantee:
         self.t2_at = max(self.t1_at, sent_at + max(1.0, span(t2) or shortest * 0.8))
         if self.contact.keepalive_s:
             self.t1_at = min(self.t1_at, now.boot + self.contact.keepalive_s)
+        if self.contact.tunnel and self.endpoint.port and self.endpoint.host not in self.found:
+            self.t1_at = min(self.t1_at, now.boot + REFUSED.first_s)          # its name is looked up anew then
 
     def expire(self, now: Now) -> list[Effect]:
         over = [held for held in self.held if held.valid_until <= now.boot]

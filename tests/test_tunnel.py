@@ -127,6 +127,19 @@ def test_an_endpoint_with_a_name() -> None:
     assert all(place.host != "2001:db8:77::7" for place in found.grantee.places()), "it is not where asks go"
 
 
+def test_an_endpoint_that_no_name_server_knows_yet() -> None:
+    """A minute later the grantor is asked, and the name looked up, again; not at half of the lease's time."""
+    found, told = leaf(), TOLD | {"wg_endpoint": "vpn.example.net:4500"}
+    found.answer(grant(), **told)
+    found.node.resolved("h", "vpn.example.net", (), at(T0))
+    calls = [bool(ddpd.Call("h") in found.grantee.woke(at(T0 + after_s))) for after_s in (59, 61)]
+    assert calls == [False, True]
+    assert "vpn.example.net" in looked_up(found.answer(grant(), boot=T0 + 61, **told))
+    found.node.resolved("h", "vpn.example.net", (Path("2001:db8:77::7", 0),), at(T0 + 61))
+    found.answer(grant(), boot=T0 + 62, **told)
+    assert ddpd.Call("h") not in found.grantee.woke(at(T0 + 200))
+
+
 @pytest.mark.parametrize("endpoint", [
     "[ff02::1]:51820", "224.0.0.1:51820", "0.0.0.0:51820", "127.0.0.1:53", "[::1]:53", "[::]:1", "[fe80::7]:9",
     "[2001:db8:1:100::7]:51820", "192.0.2.1", "192.0.2.1:0", "192.0.2.1:65536", "a b:1", "-x:1 remove", "$(id):1",
