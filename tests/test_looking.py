@@ -578,7 +578,7 @@ def test_revoke_and_undo(tmp_path: Path, capsys: Said) -> None:
         first = world.ask("alice", Want(0, "::/64"), Want(1, "::/64"))
         mine = [held(first, slot) for slot in (0, 1)]
         assert run(capsys, world.daemon, "revoke", "alice", 0) == (0, f"{mine[0].prefix}\n", "")
-        world.peers["alice"].read_nudge(world.wires["alice"].hear(1.0))
+        world.peers["alice"].read_nudge(world.wires["alice"].hear())
         answer = world.said("alice", world.peers["alice"].sealed(mine, length=512))
         assert [(refusal.slot, refusal.reason) for refusal in answer.refusals] == [(0, peer.REVOKED)]
         assert {str(grant.prefix): (grant.valid > 0, grant.flags) for grant in answer.grants} == {

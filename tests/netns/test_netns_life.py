@@ -109,8 +109,8 @@ def test_the_default_router_is_asked_whoever_it_is(routers: Lab, routes: tuple[s
     assert row["state"] == "seeking" and row["at"] == ""
     for route, place, net in zip(routes, places, "ab", strict=True):
         routers["home"].ip(route)
-        home.eventually(partial(is_asked, home, place), 2)
-        home.eventually(partial(preferred, home, f"2001:db8:{net}:"), 3)
+        home.eventually(partial(is_asked, home, place), 6)
+        home.eventually(partial(preferred, home, f"2001:db8:{net}:"), 6)
         [prefix] = preferred(home, "2001:db8:")
         if route.startswith("-6"):
             home.eventually(partial(leaves_by, routers, prefix, place.strip("[]")))
@@ -126,7 +126,7 @@ def test_a_boot_before_the_network_asks_as_soon_as_there_is_a_way(routers: Lab) 
     host.ip("addr replace 192.0.2.2/24 dev up")
     routers["one"].address("lo", "198.51.100.9/32")
     host.ip("route add default via 192.0.2.1")
-    home.eventually(lambda: [row["state"] for row in home.status()["grantors"]] == ["bound"], 2)
+    home.eventually(lambda: [row["state"] for row in home.status()["grantors"]] == ["bound"], 6)
 
 
 def test_an_address_that_is_removed_twice_in_a_moment_comes_back(routers: Lab) -> None:
@@ -136,7 +136,7 @@ def test_an_address_that_is_removed_twice_in_a_moment_comes_back(routers: Lab) -
     home.eventually(lambda: host.addresses("br-lan"))
     [address] = host.addresses("br-lan")
     host.ask(f"sh -c 'for n in $(seq 100); do ip addr del {address} dev br-lan; done'")
-    home.eventually(lambda: host.addresses("br-lan") == [address], 3)
+    home.eventually(lambda: host.addresses("br-lan") == [address], 6)
 
 
 def test_a_link_that_goes_down_and_up_in_a_moment_has_its_subnets_route_again(routers: Lab) -> None:
@@ -148,7 +148,7 @@ def test_a_link_that_goes_down_and_up_in_a_moment_has_its_subnets_route_again(ro
     subnet = address.replace("::1/64", "::/64")
     for _ in range(10):
         host.ask("sh -c 'ip link set br-lan down; ip link set br-lan up'")
-        home.eventually(lambda: f"{subnet} dev br-lan proto kernel" in host.look("-6 route show"), 2)
+        home.eventually(lambda: f"{subnet} dev br-lan proto kernel" in host.look("-6 route show"), 6)
         assert host.addresses("br-lan") == [address]
 
 
@@ -159,7 +159,7 @@ def test_a_default_route_that_is_removed_comes_back_however_it_was_said(routers:
     home = host.ddpd(HOME.format("192.0.2.1").replace("auto", reach)).start()
     home.eventually(lambda: "default" in host.look("-6 route show table 720"))
     host.ip("-6 route del default table 720")
-    home.eventually(lambda: "default" in host.look("-6 route show table 720"), 2)
+    home.eventually(lambda: "default" in host.look("-6 route show table 720"), 6)
     time.sleep(0.5)
     assert "cannot install" not in home.log()
 
@@ -177,13 +177,13 @@ def test_a_reload_begins_to_watch_the_ways(routers: Lab) -> None:
     assert home.command("reload").returncode == 0
     home.eventually(lambda: "via 2001:db8:1::1 " in host.look("-6 route show table 720"))
     host.ip("-6 route replace 2001:db8:7::/64 via 2001:db8:1::11")
-    home.eventually(lambda: "via 2001:db8:1::11 " in host.look("-6 route show table 720"), 2)
+    home.eventually(lambda: "via 2001:db8:1::11 " in host.look("-6 route show table 720"), 6)
     assert resolv.read_text().endswith("nameserver 2001:db8:a::53\n")
     home.write(empty)
     assert home.command("reload").returncode == 0
     assert "nameserver" not in resolv.read_text()
     host.ip("-6 route del 2001:db8:7::/64")
-    home.eventually(lambda: host.kernel() == before, 2)
+    home.eventually(lambda: host.kernel() == before, 6)
 
 
 def test_who_removes_our_routes_for_ever_does_not_keep_us_busy(routers: Lab) -> None:
@@ -197,7 +197,7 @@ def test_who_removes_our_routes_for_ever_does_not_keep_us_busy(routers: Lab) -> 
     fight.end()
     came_back = [line for line in seen.log().splitlines() if line.startswith("unreachable")]
     assert 10 <= len(came_back) <= 22
-    home.eventually(lambda: host.routes(), 2)
+    home.eventually(lambda: host.routes(), 6)
 
 
 # ==== nothing to do ===================================================================

@@ -322,9 +322,9 @@ def test_auto_follows_the_routing_table_at_once(lab: Lab) -> None:
             ("link set dev tun0 down", (), (near, far))]:
         host.ip(change)
         for target in answers:
-            eventually(lambda: asker.asks(target) == [right(lab, target)], 1)          # noqa: B023
+            eventually(lambda: asker.asks(target) == [right(lab, target)], 5)          # noqa: B023
         for target in not_:
-            eventually(lambda: asker.silent(target), 1)                                # noqa: B023
+            eventually(lambda: asker.silent(target), 5)                                # noqa: B023
 
 
 def test_a_route_that_runs_out_is_not_believed_for_long(lab: Lab) -> None:
@@ -332,7 +332,7 @@ def test_a_route_that_runs_out_is_not_believed_for_long(lab: Lab) -> None:
     host, asker, target = lab["proxy"], Asker(lab), f"{NET}:5"
     proxying(lab, f"auto {NET}:/64")
     host.ip(f"-6 route add {NET}:/64 dev eth1 expires 2")
-    eventually(lambda: asker.asks(target) == [right(lab, target)], 1)
+    eventually(lambda: asker.asks(target) == [right(lab, target)])
     assert lasts(asker, target, 8.0) < 6.0
 
 
@@ -382,7 +382,7 @@ def lasts(asker: Asker, target: str, at_most_s: float) -> float:
     return heard - start
 
 
-@pytest.mark.parametrize(("speaker", "low", "high"), [("ddpd", 0.0, 4.2), ("ndppd", 5.5, 99.0)])
+@pytest.mark.parametrize(("speaker", "low", "high"), [("ddpd", 0.0, 4.2), ("ndppd", 4.3, 99.0)])
 def test_who_died_inside_is_soon_not_answered_for(lab: Lab, speaker: str, low: float, high: float) -> None:
     asker, inner = Asker(lab), f"{NET}:5"
     lab["inside"].address("eth0", f"{inner}/64")
@@ -404,6 +404,7 @@ def jiffies(daemon: Daemon) -> int:
 
 def rests(daemon: Daemon) -> bool:
     """Of 200 hundredths of a second, at most five."""
+    time.sleep(0.5)                                       # for what has happened just now
     before = jiffies(daemon)
     time.sleep(2)
     return jiffies(daemon) - before <= 5
@@ -461,7 +462,7 @@ def test_a_new_mac_is_what_is_said(lab: Lab) -> None:
     for last in 1, 2, 3:
         mac = PROXY[:5] + bytes([last])
         lab["proxy"].ip(f"link set dev eth0 address {spelt(mac)}")
-        daemon.eventually(partial(lambda mac: asker.asks(target) == [right(lab, target, mac=mac)], mac), 2)
+        daemon.eventually(partial(lambda mac: asker.asks(target) == [right(lab, target, mac=mac)], mac), 5)
 
 
 def test_an_interface_that_comes_later_is_waited_for() -> None:
@@ -572,7 +573,7 @@ def test_autowire_makes_a_route_keeps_it_over_a_restart_and_removes_it(lab: Lab)
     before = host.kernel()
     daemon = proxying(lab, f"iface {NET}:/64 eth1", "autowire = yes\nttl = 1s\n")
     assert asker.asks(inner, 1.5)
-    daemon.eventually(lambda: wires(lab) == [inner], 1)
+    daemon.eventually(lambda: wires(lab) == [inner], 5)
     seen = host.start("ip -6 monitor route")
     assert daemon.stop() == 0 and wires(lab) == [inner]
     daemon.start()
@@ -585,7 +586,7 @@ def test_autowire_makes_a_route_keeps_it_over_a_restart_and_removes_it(lab: Lab)
     daemon.eventually(lambda: wires(lab) == [], 6)
     lab["inside"].address("eth0", f"{inner}/64")
     assert asker.asks(inner, 1.5)
-    daemon.eventually(lambda: wires(lab) == [inner], 1)
+    daemon.eventually(lambda: wires(lab) == [inner], 5)
     daemon.kill()
     assert daemon.command("clean").returncode == 0
     seen.end()

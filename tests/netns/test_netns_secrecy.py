@@ -79,7 +79,7 @@ def test_first_contact_is_two_datagrams_of_one_size(lab: Lab) -> None:
     lab["exit"].ddpd(EXIT).start()
     home = lab["home"].ddpd(HOME).start()
     home.eventually(lambda: len(bound(home)) == 2)
-    ask, answer = wire.ddpd()
+    ask, *_, answer = wire.ddpd()
     assert (ask.source, ask.target, ask.dport) == ("192.0.2.2", "192.0.2.1", 3373)
     assert (answer.source, answer.sport, answer.target, answer.dport) == (
         "192.0.2.1", 3373, "192.0.2.2", ask.sport)

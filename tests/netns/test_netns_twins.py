@@ -34,7 +34,7 @@ SEED = int(os.environ.get("DDPD_SEED", "221"))
 CROWD = 200
 NEW = 20                                   # who come while one twin is dead
 LATE = 60                                  # who come when it is back: more than it has left
-LEASE_S = 16                               # T1 is 4 s, T2 6.4 s, preferred for 8 s
+LEASE_S = 16                               # preferred for 12 s; T1 is 4 s, T2 6 s
 SHARES = {"left": "1/2", "right": "2/2"}
 PLACE = {"left": "2001:db8:1::1", "right": "2001:db8:2::1"}
 SOURCE = {"2001:db8:1::1": "2001:db8:1::2", "2001:db8:2::1": "2001:db8:2::2"}
@@ -50,6 +50,9 @@ prefix   = 2001:db8:42::/48
 give     = /56
 share    = {}
 lifetime = {}
+preferred = 12s
+renew    = 4s
+rebind   = 6s
 """
 AGREED = "[grantee {}]\nkey   = {}\npools = six\n"
 GRANTEE = """

@@ -268,11 +268,11 @@ def test_a_probe_for_duplicates_is_answered_for_all_to_hear(story: Story) -> Non
 def test_no_kernel_on_the_link_takes_what_is_leased(story: Story) -> None:
     """Duplicate address detection, as the kernel does it, fails for these, and for these only."""
     tenant = story.lab["tenant"]
-    tenant.sysctl({"net/ipv6/conf/eth0/accept_dad": 1, "net/ipv6/conf/eth0/dad_transmits": 1})
+    tenant.sysctl({"net/ipv6/conf/eth0/accept_dad": 1, "net/ipv6/conf/eth0/dad_transmits": 3})
     leased, free = [story.inside, story.single], neighbours_of(story)[:2]
     tenant.address("eth0", *(f"{address}/64" for address in leased + free))
     try:
-        eventually(lambda: "tentative" not in tenant.look("-6 addr show dev eth0 -dadfailed"), 8)
+        eventually(lambda: "tentative" not in tenant.look("-6 addr show dev eth0 -dadfailed"), 12)
         shown = tenant.look("-6 -o addr show dev eth0").splitlines()
         assert {line.split()[3].split("/")[0] for line in shown if "dadfailed" in line} == set(leased)
         assert all(story.lab["provider"].reaches(address) for address in free)
@@ -311,7 +311,7 @@ def test_it_is_silent_within_a_second_when_it_is(story: Story, event: str) -> No
 
 def test_it_is_answered_until_the_lease_is_over_and_no_longer(world: Story) -> None:
     """Home is dead: the lifetime runs out."""
-    life_s = 6
+    life_s = 12
     world.vps.write(with_keys(VPS.format(lifetime=f"{life_s}s") + NDP))
     world.vps.start()
     world.begin()
@@ -320,11 +320,11 @@ def test_it_is_answered_until_the_lease_is_over_and_no_longer(world: Story) -> N
     world.home.kill()
     killed = time.monotonic()
     [least, _] = sorted(row["valid"] for row in world.vps.status()["granted"])
-    assert least >= life_s - 2, "it was renewed just now"
+    assert least >= life_s - 6, "it was renewed just now"
     last = world.last_answer(killed + life_s + 2)
     print(f"[=] the last answer: {last - began - life_s:.2f} s after the earliest end, {last - killed - life_s:+.2f} s "
           "after the latest")
-    assert began + life_s - 0.2 < last < killed + life_s + 1
+    assert began + life_s - 2 < last < killed + life_s + 1
     assert not world.reached()
 
 
