@@ -5275,8 +5275,12 @@ class Grantee:
         if self.endpoint.port:
             self.options["wg_endpoint"] = str(self.endpoint)
         self.settle_interface()
-        unknown = bool(self.endpoint.port) and self.endpoint.host not in self.found
-        return [*(self.lookups(now) if unknown else ()), *self.tell_tunnel()]
+        return [*(() if self.knows_endpoint else self.lookups(now)), *self.tell_tunnel()]
+
+    @property
+    def knows_endpoint(self) -> bool:
+        """If there is one, it has an address."""
+        return not self.endpoint.port or self.endpoint.host in self.found
 
     def tell_tunnel(self) -> list[Effect]:
         """Why there is no tunnel, or not all of it: once."""
@@ -5409,7 +5413,7 @@ class Grantee:
         self.t2_at = max(self.t1_at, sent_at + max(1.0, span(t2) or shortest * 0.8))
         if self.contact.keepalive_s:
             self.t1_at = min(self.t1_at, now.boot + self.contact.keepalive_s)
-        if self.contact.tunnel and self.endpoint.port and self.endpoint.host not in self.found:
+        if self.contact.tunnel and not self.knows_endpoint:
             self.t1_at = min(self.t1_at, now.boot + REFUSED.first_s)          # its name is looked up anew then
 
     def expire(self, now: Now) -> list[Effect]:
