@@ -441,13 +441,13 @@ def test_a_flood_is_answered_with_cookies_and_known_grantees_are_served(tmp_path
             with Flood(hub.public, hub.port, 1500) as flood, new:
                 new.eventually(lambda: held(new))
                 assert status_of(hub.daemon)["under_load"] is True
-                end = time.monotonic() + 4
+                end = time.monotonic() + 9
                 while time.monotonic() < end:
-                    assert held(old) == had                       # renewed each second
+                    assert held(old) == had                       # with 8 s to live: renewed
                     time.sleep(0.3)
                 hub.serves()
             after = hub.counted()
-            assert flood.sent > 1000
+            assert flood.sent > 3000
             assert len(flood.came) > flood.sent / 3
             assert {datagram[0] for datagram in flood.came} == {peer.COOKIE}
             assert {len(datagram) for datagram in flood.came} == {52}

@@ -275,7 +275,7 @@ def watch(pairs: list[Pair], seconds: float) -> None:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         for pair in pairs:
-            assert 1 <= pair.valid_lft() <= LIFETIME_S
+            assert LIFETIME_S / 2 - 1 <= pair.valid_lft() <= LIFETIME_S
             assert pair.installed()
         time.sleep(0.2)
 
@@ -302,7 +302,7 @@ def test_a_lease_ends_when_it_should_whatever_the_clock_says(pairs: list[Pair]) 
         time.sleep(0.1)
     for pair in pairs:
         assert pair.gone, "it never ended"
-        assert abs(pair.gone - pair.expected) <= 4
+        assert abs(pair.gone - pair.expected) <= 2
     assert [pair.exit_valid() for pair in lonely_exits] == [0, 0, 0]
     assert [pair.home_valid() + pair.valid_lft() for pair in lonely_homes] == [0, 0, 0]
 
@@ -379,7 +379,7 @@ def test_a_grantor_that_restarts_keeps_the_time_that_is_left(pairs: list[Pair]) 
         assert abs(pair.exit_valid() - (end - time.monotonic())) <= 2
     for pair in killed:
         assert pair.routed()
-        assert 50 <= pair.exit_valid() <= 60
+        assert 54 <= pair.exit_valid() <= 60
     launch(*(pair.home for pair in pairs))                        # and come back to their prefix
     for pair in pairs:
         pair.confirmed(45)

@@ -32,14 +32,12 @@ EXIT = """
 [pool six]
 prefix   = 2001:db8:42:40::/58
 give     = /60
-lifetime = 60s
-preferred = 30s
+lifetime = 30s
 renew = 3s
 [pool four]
 prefix   = 10.64.0.0/22
 give     = /24
-lifetime = 60s
-preferred = 30s
+lifetime = 30s
 renew = 3s
 """ + "\n".join(f"[grantee {name}]\nkey = @{name}\npools = six four" for name in NAMES)
 

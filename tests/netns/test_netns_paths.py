@@ -81,7 +81,7 @@ def test_a_grantor_answers_from_the_address_that_was_asked(many: Lab, asked: str
     print(done.stdout, done.stderr)
     assert done.returncode == 0
     assert len(json.loads(done.stdout)["grants"]) == 1
-    ask, *_, answer = wires[0].ddpd()
+    *_, ask, answer = wires[0].ddpd()
     assert (ask.target, ask.dport) == (answer.source, answer.sport) == (asked, 3373)
     assert wires[1].ddpd() == []               # and by the link on which it was asked
 

@@ -79,12 +79,12 @@ def test_first_contact_is_two_datagrams_of_one_size(lab: Lab) -> None:
     lab["exit"].ddpd(EXIT).start()
     home = lab["home"].ddpd(HOME).start()
     home.eventually(lambda: len(bound(home)) == 2)
-    ask, *_, answer = wire.ddpd()
+    *_, ask, answer = wire.ddpd()
     assert (ask.source, ask.target, ask.dport) == ("192.0.2.2", "192.0.2.1", 3373)
     assert (answer.source, answer.sport, answer.target, answer.dport) == (
         "192.0.2.1", 3373, "192.0.2.2", ask.sport)
     assert len(ask.data) == len(answer.data) == 512
-    assert (ask.data[0], answer.data[0]) == (1, 2)
+    assert {d.data[0] for d in wire.ddpd()[:-1]} == {1} and answer.data[0] == 2
 
 
 def test_nothing_is_readable_in_a_whole_life(lab: Lab) -> None:
