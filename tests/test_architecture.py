@@ -12,7 +12,6 @@ import itertools
 import pathlib
 import re
 import shutil
-import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -118,9 +117,9 @@ def leaks(text: str) -> list[str]:
             if (what := leak(node, forbidden, modules))]
 
 
-# ---- sections and budgets
+# ---- sections
 
-MAX_FILE, MAX_SECTION, MAX_FUNCTION, MAX_LINE, MEDIAN = 11000, 600, 40, 120, 8
+MAX_LINE = 120
 
 # Where these stand, they stand in this order.  Others may stand between.
 ORDER = [
@@ -160,24 +159,8 @@ def crooked_banners(text: str) -> list[str]:
     return liars + malformed + moved + twice + [f"nothing is {tag}" for tag in empty]
 
 
-def functions(tree: ast.AST) -> list[tuple[str, int]]:
-    """Name and length in lines of every function and method."""
-    return [(node.name, (node.end_lineno or 0) - node.lineno + 1) for node in ast.walk(tree)
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
-
-
-def excesses(text: str) -> list[str]:
-    """Whatever is longer than the budget."""
-    lines, lengths = text.splitlines(), functions(ast.parse(text))
-    middle = statistics.median(length for _, length in lengths)
-    found = [
-        ("file", len(lines), MAX_FILE),
-        ("median function", middle, MEDIAN - 0.5),
-        *((f"line {n}", len(row), MAX_LINE) for n, row in enumerate(lines, 1)),
-        *((section.title, section.size, MAX_SECTION) for section in sections(text)),
-        *((name, length, MAX_FUNCTION) for name, length in lengths),
-    ]
-    return [f"{what}: {size}, at most {limit}" for what, size, limit in found if size > limit]
+def wide_lines(text: str) -> list[str]:
+    return [f"line {n}: {len(row)} wide" for n, row in enumerate(text.splitlines(), 1) if len(row) > MAX_LINE]
 
 
 # ---- reading order
@@ -396,12 +379,7 @@ PLANTS: list[tuple[Guard, Callable[[str], str]]] = [
     (crooked_banners, above("# ==== planted ==== pure ====")),
     (crooked_banners, above("# ==== CONSTANTS ==== pure ====")),
     (crooked_banners, swap(r"^# ==== \w+ =+ pure ====$", "# ==== MAIN ==== pure ====")),
-    (excesses, above("\n" * MAX_FILE)),
-    (excesses, above("# ==== PLANTED ==== pure ====" + "\n" * MAX_SECTION)),
-    (excesses, above("def planted() -> None:" + "\n    pass" * MAX_FUNCTION)),
-    (excesses, above("#" * (MAX_LINE + 1))),
-    (excesses, above("".join(f"def planted{n}() -> None:" + "\n    pass" * MEDIAN + "\n"
-                             for n in range(1000)))),
+    (wide_lines, above("#" * (MAX_LINE + 1))),
     (early_uses, above("def planted() -> int:\n    return later()\n\n\n"
                        "def later() -> int:\n    return 1\n")),
     (early_uses, above("def planted() -> object:\n    return Planted\n\n\n"
