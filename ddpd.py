@@ -39,8 +39,8 @@ from _blake2 import blake2s  # `hashlib` would load libcrypto, 3 MB, for the sam
 from _operator import _compare_digest as equal  # hmac.compare_digest, without what `hmac` imports
 from bisect import bisect_left
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Container, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, suppress
 from copy import copy
 from dataclasses import dataclass, field, fields, replace
 from enum import Enum, IntEnum
@@ -54,7 +54,11 @@ from sys import byteorder
 from types import FrameType, MappingProxyType
 from typing import IO, Any, ClassVar, Final, Generic, NamedTuple, TypeVar, dataclass_transform
 
-from nacl._sodium import ffi, lib  # what nacl.bindings wraps: its checks cost more than a small datagram's cipher
+try:
+    from nacl._sodium import ffi, lib  # what nacl.bindings wraps: its checks cost more than a small datagram's cipher
+except ImportError as missing:
+    raise SystemExit(f"ddpd: PyNaCl is missing ({missing}): install python3-nacl (Debian), python3-pynacl (OpenWrt), "
+                     "or `pip install pynacl`") from None
 
 VERSION: Final = "0.1.0"
 T = TypeVar("T")
@@ -91,9 +95,11 @@ MAX_SESSIONS:   Final = 250_000        # sessions of a grantor in all
 SESSION_S:      Final = 23 * 3600      # seconds until a session is forgotten
 COOKIE_S:       Final = 120            # seconds that a cookie's secret, and a cookie, is used
 LATE_S:         Final = 120            # seconds after which an answer is too late
+SAME_PORT_ASKS: Final = 4              # unanswered asks in a row from one UDP port, then another is taken
+NAMES_S:        Final = 60             # seconds between two look-ups of a grantor's name, while it answers
 SOURCE_ASKS:    Final = 20             # handshakes a second from one IPv4 address or IPv6 /64, under load
 STALE_GAP_S:    Final = 1.0            # seconds between two STALE answers to one peer
-MAX_FORMER:     Final = 4              # ended leases held back for one grantee
+MAX_FORMER:     Final = 4              # ended leases held back for one grantee, beside the last one of each slot
 MAX_DEPRECATED: Final = 4              # deprecated leases kept for one grantee
 NUDGES:         Final = 8              # nudges without an answer, 1 s doubling
 NUDGE_GAP_S:    Final = 0.5            # seconds between two nudges that a grantee obeys
@@ -101,6 +107,8 @@ NUDGES_A_S:     Final = 200            # nudges a second in all
 BATCH:          Final = 64             # datagrams taken from one socket before answers are sent
 SLOTS_AT_ONCE:  Final = 64             # ... and slots of one grantee that are decided of them
 PROVISIONAL_S:  Final = 600            # seconds that an unconfirmed lease of another boot is used
+SHOW_S:         Final = 1.2            # seconds for which one that is deprecated then is shown as preferred ...
+SHOWN_S:        Final = 60             # ... again and again, at doubling intervals, for so long
 DHCP_S:         Final = 300            # seconds of a DHCPv4 lease on a LAN
 MAX_LOST:       Final = 64             # lost subnets that radvd is told of
 LINGER_S:       Final = 7200           # seconds that a lost prefix stays valid (RFC 9096)
@@ -156,7 +164,10 @@ DOOR_EACH:      Final = 8              # ... and of one peer: then who has been 
 DOOR_S:         Final = 10.0           # seconds for a message of wg-dynamic to come, and for its answer to be read
 DOOR_LINE:      Final = 4096           # bytes of its lines
 DOOR_MESSAGE:   Final = 8192           # ... and of all of it
+BUSY_S:         Final = 60             # seconds that a file of pins may be locked by who writes it ...
+RETRY_BUSY_S:   Final = 0.5            # ... and between two tries to read it
 RETRY_DISK_S:   Final = 10             # seconds between two tries to write what could not be written
+DUPLICATE_S:    Final = 3              # seconds until an address that another host has is tried again
 LINE:           Final = 384            # bytes of a line in the lease file
 SPARE_LINES:    Final = 64             # blank lines by which the lease file grows
 
@@ -1515,6 +1526,7 @@ NEAREST: Final = 0                       # the rank that is measured
 HOOK_STYLES: Final = ("ddpd", "odhcp6c", "ahcpd")
 HANDED: Final = ("resolv", "dnsmasq", "radvd", "dhcp")            # files for others
 GLOBAL, LOCAL, LINKLOCAL = parse_prefix("2000::/3"), parse_prefix("fc00::/7"), parse_prefix("fe80::/10")
+LINKLOCAL4, LOOPBACK, LOOPBACK4 = parse_prefix("169.254.0.0/16"), parse_prefix("::1"), parse_prefix("127.0.0.0/8")
 PRIVATE: Final = (LOCAL, *map(parse_prefix, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10")))
 NEVER: Final = tuple(map(parse_prefix, ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3")))
 
@@ -2483,6 +2495,24 @@ def read_config(text: str, file: str) -> Config:
     return finished(reading(text, file, Files(), None))
 
 
+def devices_of(config: Config) -> frozenset[str]:
+    """Every word of the configuration by which it may mean an interface."""
+    found = {pool.follows.name for pool in config.pools if pool.follows is not None}
+    for contact in config.contacts:
+        found |= {lan.dev for line in contact.lines for lan in line.lans}
+        found |= {host.rpartition("%")[2] for host, _ in contact.addresses}
+        if contact.default is not None and contact.default.reach is not None:
+            found.add(contact.default.reach.dev)
+        if contact.tunnel is not None:
+            found.add(contact.tunnel.dev)
+    for agreement in config.agreements.values():
+        if isinstance(agreement.route, Reach):
+            found.add(agreement.route.dev)
+    for ndp in config.ndp:
+        found |= {ndp.dev, *ndp.inner}
+    return frozenset(found | {guard.dev for guard in config.guards})
+
+
 # ==== LEASE FILE ===================================================== pure ====
 #
 # A JSON array, one record a line, each line padded to the same width.  A change goes
@@ -2496,8 +2526,8 @@ def read_config(text: str, file: str) -> Config:
 #                                                        (blank: to be used)
 #     ]                                                  (the end)
 #
-# `epoch` counts the crashes: a lease that was last written two crashes ago, and so
-# not renewed since, is over.
+# `epoch` counts the crashes: a lease whose epoch is older was not renewed in the run that
+# crashed last, so the time since that began has passed for it.
 
 FILE_VERSION: Final = 1
 KEYED: Final = {                         # what a record of each kind is known by
@@ -2684,6 +2714,7 @@ class Route(NamedTuple):
     reach: Reach = Reach("", "")
     source: Prefix | None = None
     mtu: int = 0                         # 0: that of the interface
+    leaves_by: str = ""                  # the address of ours that packets are sent from; empty: the kernel's choice
 
 
 class Address(NamedTuple):
@@ -2691,6 +2722,7 @@ class Address(NamedTuple):
     address: Prefix                      # host bits and all
     prefers_until: float = 0.0
     valid_until: float = 0.0
+    link: int = 0                        # the interface's index when it was made: another one may have its name now
 
 
 class Rule(NamedTuple):
@@ -2789,6 +2821,7 @@ def route_words(thing: Route, mark: int) -> str:
     other = "inet6 " * (thing.prefix.version == 4 and ":" in via)
     where = (f" from {thing.source}" if thing.source else "") + (f" via {other}{via}" if via else "")
     where += (f" dev {dev}" if dev else "") + f" table {thing.table} proto {mark} metric {mark * 100}"
+    where += f" src {thing.leaves_by}" if thing.leaves_by else ""
     return f"{kind}{thing.prefix}{where}" + (f" mtu {thing.mtu}" if thing.mtu else "")
 
 
@@ -2834,9 +2867,10 @@ def made_record(thing: Thing) -> Record:
         return {"kind": "made", "what": f"peer {thing.dev} {show_key(thing.key)}"}
     if isinstance(thing, AllowedIp):
         return {"kind": "made", "what": f"allowed {thing.dev} {show_key(thing.key)} {thing.prefix}"}
-    if isinstance(thing, Address | Neighbour):
-        noun = "address" if isinstance(thing, Address) else "neighbour"
-        return {"kind": "made", "what": f"{noun} {thing.address} {thing.dev}"}
+    if isinstance(thing, Address):
+        return {"kind": "made", "what": f"address {thing.address} {thing.dev}", "link": thing.link}
+    if isinstance(thing, Neighbour):
+        return {"kind": "made", "what": f"neighbour {thing.address} {thing.dev}"}
     return {"kind": "made", "what": f"rule{version_of(thing)} {getattr(thing, 'source', None) or 'all'} {thing.table}"}
 
 
@@ -2849,8 +2883,10 @@ def made_of(record: Record) -> Thing:
         dev, key = device(rest[0]), public_key(rest[1])
         return AllowedIp(dev, key, parse_prefix(rest[2])) if noun == "allowed" else WgPeer(dev, key)
     prefix, where = rest
-    if noun in ("address", "neighbour"):
-        return (Address if noun == "address" else Neighbour)(device(where), parse_interface(prefix))
+    if noun == "address":
+        return Address(device(where), parse_interface(prefix), link=int(record.get("link", 0)))
+    if noun == "neighbour":
+        return Neighbour(device(where), parse_interface(prefix))
     return Rule({"rule4": 4, "rule6": 6}[noun], None if prefix == "all" else parse_prefix(prefix), int(where))
 
 
@@ -2881,16 +2917,31 @@ def plan(installed: Mapping[Key, Thing], wanted: Mapping[Key, Thing], keys: Iter
     return gone[::-1], new
 
 
+def left_behind(installed: Iterable[Thing], links: Links, rules: Iterable[Rule]) -> list[Thing]:
+    """What carries no mark and is on no record, but has our mark around it: made by a ddpd whose lease file is lost.
+
+    Addresses inside of a prefix for which there is an unreachable route of ours, and the rules that send its traffic to
+    a table in which there is a route of ours.
+    """
+    routes = [thing for thing in installed if isinstance(thing, Route)]
+    ours = [route.prefix for route in routes if route.table == MAIN and not any(route.reach)]
+    tables = {route.table for route in routes if route.table != MAIN}
+    found: list[Thing] = [Address(links.names.get(index, ""), own, link=index) for index, own in links.addresses
+                          if any(prefix.holds(own._replace(length=WIDTH[own.version])) for prefix in ours)]
+    found += [rule for rule in rules if rule.table in tables and rule.source is not None]
+    return found + [rule for rule in rules if rule.source is None and any(isinstance(thing, Rule) for thing in found)]
+
+
 # -- what the kernel says, by netlink ------------------------------------------------
 
 NLMSG: Final = struct.Struct("=IHHII")           # length, type, flags, sequence, port
 RTM: Final = {"link": 16, "address": 20, "route": 24, "neighbour": 28, "rule": 32}
 RTM_DELETED, RTM_GET = 1, 2                      # ... from those, that of what has gone, and of a question
 RTA_DST, RTA_SRC, RTA_IIF, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC = 1, 2, 3, 4, 5, 6, 7
-RTA_METRICS, RTA_TABLE, RTA_VIA = 8, 15, 18
+RTA_METRICS, RTA_MULTIPATH, RTA_TABLE, RTA_VIA = 8, 9, 15, 18
 RTAX_MTU, RTN_UNICAST = 2, 1
-IFA_ADDRESS, IFA_LOCAL, IFLA_ADDRESS, IFLA_IFNAME = 1, 2, 1, 3
-IFA_F_DEPRECATED, IFA_F_TENTATIVE = 0x20, 0x40 | 0x08    # ... or a duplicate
+IFA_ADDRESS, IFA_LOCAL, IFLA_ADDRESS, IFLA_IFNAME, IFLA_PROP_LIST, IFLA_ALT_IFNAME = 1, 2, 1, 3, 52, 53
+IFA_F_DEPRECATED, IFA_F_DADFAILED, IFA_F_TENTATIVE, IFA_F_PERMANENT = 0x20, 0x08, 0x40, 0x80
 NDA_DST, NTF_PROXY, ARPHRD_ETHER = 1, 0x08, 1
 IFF_UP, IFF_POINTOPOINT, IFF_RUNNING, IFF_NOARP = 0x1, 0x10, 0x40, 0x80
 FRA_SRC, FRA_PRIORITY, FRA_TABLE = 2, 6, 15
@@ -2905,13 +2956,15 @@ def netlink_messages(data: bytes) -> Iterator[tuple[int, bytes]]:
         at += max(NLMSG.size, length + 3 & ~3)
 
 
-def attributes(body: bytes, at: int) -> dict[int, bytes]:
-    found = {}
+def each_attribute(body: bytes, at: int) -> Iterator[tuple[int, bytes]]:
     while at + 4 <= len(body):
         length, number = struct.unpack_from("=HH", body, at)
-        found[number & 0x3FFF] = body[at + 4 : at + length]
+        yield number & 0x3FFF, body[at + 4 : at + length]
         at += max(4, length + 3 & ~3)
-    return found
+
+
+def attributes(body: bytes, at: int) -> dict[int, bytes]:
+    return dict(each_attribute(body, at))
 
 
 def attribute(number: int, value: bytes) -> bytes:
@@ -2932,11 +2985,18 @@ class Links:
     fading: frozenset[tuple[int, Prefix]] = frozenset()           # addresses that are deprecated
     macs: dict[int, bytes] = field(default_factory=dict)          # of what is like Ethernet
     tentative: frozenset[tuple[int, Prefix]] = frozenset()        # addresses that may be somebody else's (RFC 4862 5.4)
+    duplicate: frozenset[tuple[int, Prefix]] = frozenset()        # ... and those that are
+    far_ends: tuple[tuple[int, Prefix], ...] = ()                 # (interface index, what is connected point-to-point)
+    timed: frozenset[tuple[int, Prefix]] = frozenset()            # addresses that have a lifetime
+
+    def connected(self) -> Iterator[tuple[int, Prefix]]:
+        """(interface index, prefix) of every directly connected network; a single address of ours is none."""
+        yield from ((at, own.network(own.length)) for at, own in self.addresses if not own.is_address)
+        yield from self.far_ends
 
     def neighbour(self, host: Prefix, index: int) -> bool:
         """Is this address directly connected on that interface, and not our own?"""
-        return (any(at == index and own.length < WIDTH[own.version] and own.network(own.length).holds(host)
-                    for at, own in self.addresses) and not self.is_own(host))
+        return any(at == index and prefix.holds(host) for at, prefix in self.connected()) and not self.is_own(host)
 
     def has(self, dev: str, flags: int) -> bool:
         """Is there this interface, with any of these flags?"""
@@ -2945,11 +3005,6 @@ class Links:
     def index(self, dev: str) -> int:
         """0: there is none of this name."""
         return next((index for index, name in self.names.items() if name == dev), 0)
-
-    def is_usable(self, source: str) -> bool:
-        """Is this an address of ours, and not a deprecated one?"""
-        own = parse_host(source) if source else NOWHERE
-        return any((at.version, at.first) == own[:2] and (index, at) not in self.fading for index, at in self.addresses)
 
     def is_own(self, host: Prefix) -> bool:
         return any((own.version, own.first) == host[:2] for _, own in self.addresses)
@@ -2962,30 +3017,72 @@ class Links:
         return min(found)[-1] if found else None
 
 
-def links_of(replies: Iterable[tuple[int, bytes]]) -> Links:
-    names, flags, addresses, fading, macs, tentative = {}, {}, [], [], {}, []
+def name_of_link(found: Mapping[int, bytes], called: Container[str]) -> str:
+    """An interface goes by the name that the configuration calls it by: its own, or an alternative one."""
+    name = found.get(IFLA_IFNAME, b"")[:-1].decode("latin-1")
+    if name in called:
+        return name
+    others = (value[:-1].decode("latin-1") for number, value in each_attribute(found.get(IFLA_PROP_LIST, b""), 0)
+              if number == IFLA_ALT_IFNAME)
+    return next((other for other in others if other in called), name)
+
+
+def address_of(body: bytes) -> tuple[Prefix, Prefix | None] | None:
+    """An address of ours from RTM_NEWADDR, and the prefix at its far end, if it is point-to-point."""
+    found = attributes(body, 8)
+    local, shown = found.get(IFA_LOCAL, b""), found.get(IFA_ADDRESS, b"")
+    packed = local or shown
+    if len(packed) not in (4, 16):
+        return None
+    version, length = 4 if len(packed) == 4 else 6, body[1]
+    own = Prefix(version, int.from_bytes(packed, "big"), length)
+    if not local or not shown or local == shown:
+        return own, None
+    far_end = Prefix(version, int.from_bytes(shown, "big"), length).network(length)
+    return own._replace(length=WIDTH[version]), far_end           # the length says how much lies at the far end
+
+
+def links_of(replies: Iterable[tuple[int, bytes]], called: Container[str] = ()) -> Links:
+    """called: the names by which the configuration calls interfaces."""
+    names, flags, addresses, macs, far_ends = {}, {}, [], {}, []
+    marked: dict[int, list[tuple[int, Prefix]]] = {
+        flag: [] for flag in (IFA_F_DEPRECATED, IFA_F_TENTATIVE, IFA_F_DADFAILED, IFA_F_PERMANENT)}
     for kind, body in replies:
         if kind == RTM["link"]:
             index, found = int.from_bytes(body[4:8], byteorder), attributes(body, 16)
             flags[index] = int.from_bytes(body[8:12], byteorder)
-            names[index] = found.get(IFLA_IFNAME, b"")[:-1].decode("latin-1")
+            names[index] = name_of_link(found, called)
             if int.from_bytes(body[2:4], byteorder) == ARPHRD_ETHER:
                 macs[index] = found.get(IFLA_ADDRESS, bytes(6))
-        elif kind == RTM["address"] and body[0] in FAMILY.values():
-            found = attributes(body, 8)
-            packed = found.get(IFA_LOCAL) or found.get(IFA_ADDRESS, b"")
-            if len(packed) in (4, 16):
-                own = Prefix(4 if len(packed) == 4 else 6, int.from_bytes(packed, "big"), body[1])
-                addresses.append((int.from_bytes(body[4:8], byteorder), own))
-                fading += addresses[-1:] if body[2] & IFA_F_DEPRECATED else []
-                tentative += addresses[-1:] if body[2] & IFA_F_TENTATIVE else []
-    return Links(names, tuple(addresses), flags, frozenset(fading), macs, frozenset(tentative))
+        elif kind == RTM["address"] and body[0] in FAMILY.values() and (read := address_of(body)) is not None:
+            index, (own, far_end) = int.from_bytes(body[4:8], byteorder), read
+            addresses.append((index, own))
+            if far_end is not None:
+                far_ends.append((index, far_end))
+            for flag, rows in marked.items():
+                if body[2] & flag:
+                    rows.append((index, own))
+    tentative = frozenset(marked[IFA_F_TENTATIVE] + marked[IFA_F_DADFAILED])
+    return Links(names, tuple(addresses), flags, frozenset(marked[IFA_F_DEPRECATED]), macs, tentative,
+                 frozenset(marked[IFA_F_DADFAILED]), tuple(far_ends),
+                 frozenset(addresses) - frozenset(marked[IFA_F_PERMANENT]))
 
 
 def reach_in(found: Mapping[int, bytes], names: Mapping[int, str]) -> Reach:
     gateway = found.get(RTA_GATEWAY) or found.get(RTA_VIA, b"")[2:]        # IPv4 by an IPv6 router: behind its family
     via = inet_ntop(FAMILY[4 if len(gateway) == 4 else 6], gateway) if gateway else ""
     return Reach(via, names.get(number_in(found, RTA_OIF), ""))
+
+
+def next_hops(found: dict[int, bytes]) -> Iterator[dict[int, bytes]]:
+    """The attributes of a route, once for each of its next hops (struct rtnexthop); as they are if it has only one."""
+    group, at = found.get(RTA_MULTIPATH, b""), 0
+    if not group:
+        yield found
+    while at + 8 <= len(group):
+        length = int.from_bytes(group[at : at + 2], byteorder)
+        yield {**found, RTA_OIF: group[at + 4 : at + 8], **attributes(group[at : at + length], 8)}
+        at += max(8, length + 3 & ~3)
 
 
 def route_of(body: bytes, mark: int, names: Mapping[int, str]) -> Route | None:
@@ -3000,7 +3097,9 @@ def route_of(body: bytes, mark: int, names: Mapping[int, str]) -> Route | None:
     source = prefix_of(found[RTA_SRC], body[2]) if body[2] else None
     reach = reach_in(found, names) if body[7] == RTN_UNICAST else Reach("", "")        # reject routes say lo
     mtu = number_in(attributes(found.get(RTA_METRICS, b""), 0), RTAX_MTU)
-    return Route(prefix, number_in(found, RTA_TABLE, body[4]), reach, source, mtu)
+    own = found.get(RTA_PREFSRC, b"")
+    leaves_by = inet_ntop(FAMILY[4 if len(own) == 4 else 6], own) if own else ""
+    return Route(prefix, number_in(found, RTA_TABLE, body[4]), reach, source, mtu, leaves_by)
 
 
 def rule_of(body: bytes, mark: int) -> Rule | None:
@@ -3033,7 +3132,7 @@ class Way(NamedTuple):
     """How this node's packets get to a grantor."""
 
     reach: Reach                         # via empty: it is a neighbour
-    source: str                          # from which of our addresses, IPv4 mapped
+    source: str                          # from which of our addresses, IPv4 mapped; empty: from none
     is_up: bool                          # a cable in the port
 
 
@@ -3052,10 +3151,10 @@ def gateways_of(replies: Iterable[tuple[int, bytes]], mark: int, names: Mapping[
     for kind, body in replies:
         if kind != RTM["route"] or body[1:3] != b"\0\0" or body[5] == mark or body[7] != RTN_UNICAST:
             continue
-        parts = attributes(body, 12)
-        if number_in(parts, RTA_TABLE, body[4]) == MAIN and RTA_OIF in parts:
-            found.append(Gateway(number_in(parts, RTA_PRIORITY), number_in(parts, RTA_OIF), reach_in(parts, names),
-                                 4 if body[0] == AF_INET else 6))
+        for parts in next_hops(attributes(body, 12)):
+            if number_in(parts, RTA_TABLE, body[4]) == MAIN and RTA_OIF in parts:
+                found.append(Gateway(number_in(parts, RTA_PRIORITY), number_in(parts, RTA_OIF), reach_in(parts, names),
+                                     4 if body[0] == AF_INET else 6))
     return tuple(sorted(found))
 
 
@@ -3883,6 +3982,7 @@ class Decider:
         self.timers: list[tuple[float, int, Lease]] = []
         self.timer_count = 0
         self.full_at = -inf                                       # of the bucket of all grantees
+        self.own_networks = self.reserved = frozenset[Prefix]()   # of our links; and what of the pools that is
         self.recovering_until = -inf
         self.disk_full = False
 
@@ -4061,7 +4161,8 @@ class Decider:
         for lease in case.peer.leases:
             if (lease.state in (LeaseState.DEPRECATED, LeaseState.FORMER) and lease.slot == case.want.slot
                     and lease.prefix.shape == case.want.prefix.shape and self.may_keep(case, lease.prefix)
-                    and self.agreed(case.peer.agreement, lease.prefix)):
+                    and self.agreed(case.peer.agreement, lease.prefix)
+                    and not any(own.overlaps(lease.prefix) for own in self.reserved)):
                 return lease.prefix
         return None
 
@@ -4312,9 +4413,25 @@ class Keeper(Decider):
 
     def fit(self, now: Now) -> None:
         """Something else is free than before."""
-        self.hopeless.clear()
-        self.stock.fit(tuple(self.pools.values()), self.config.pins, self.guards.foreign.owners)
+        self.fit_stock()
         self.reviewing, self.reviewed = self.review(list(self.peers.values()), now), False
+
+    def fit_stock(self) -> None:
+        self.hopeless.clear()
+        self.reserved = self.reserved_links()
+        self.stock.fit(tuple(self.pools.values()), self.config.pins, [*self.guards.foreign.owners, *self.reserved])
+
+    def reserve_links(self, networks: frozenset[Prefix]) -> None:
+        """These are this node's own: they are not given away.  What is leased of them already stays leased."""
+        self.own_networks = networks
+        if self.reserved_links() != self.reserved:
+            self.fit_stock()
+
+    def reserved_links(self) -> frozenset[Prefix]:
+        """Of our own networks: those inside of a pool.  In one of single addresses that is only our own address."""
+        return frozenset(network for network in self.own_networks for pool in self.pools.values()
+                         if pool.prefix.length < network.length and pool.prefix.holds(network)
+                         and (network.is_address or pool.give[0] < WIDTH[network.version]))
 
     def inherit(self, now: Now) -> list[Effect]:
         """What a grantee was leased under a key that it had before is its own."""
@@ -4533,9 +4650,13 @@ class Keeper(Decider):
         self.former[lease.prefix] = lease
         self.save(lease, now)
         self.watch(lease)
+        # Of each slot the last is kept, so that all come back who are released and asked for again; of others a few.
         former = [other for other in peer.leases if other.state is LeaseState.FORMER]
-        if len(former) > MAX_FORMER and not self.shared:          # its ticket is good at a twin
-            self.forget(min(former, key=lambda other: other.valid_until))
+        in_order = sorted(former, key=lambda other: other.valid_until)
+        last = {(other.slot, other.prefix.shape): other for other in in_order}
+        older = [other for other in in_order if other not in last.values()]
+        if not self.shared and (len(older) > MAX_FORMER or len(former) > MAX_FORMER + MAX_SLOTS):
+            self.forget((older or in_order)[0])
 
     def revoke(self, peer: Peer, slot: int | None, now: Now) -> list[Effect]:
         """The operator takes leases back: not routed from now on, and nobody's for `hold`."""
@@ -4926,6 +5047,8 @@ class Held:
     faded: bool = False                  # not renewed in time: preferred no longer
     found: bool = False                  # on a tunnel at the first start, and nobody has answered since
     provisional: bool = False            # of another boot, and not confirmed since
+    shown_until: float = -inf            # deprecated, but shown as preferred for a moment (see `show_deprecated`) ...
+    show_at: float = inf                 # ... and when again
     saved_until: float = -inf            # as the lease file has it
     lans: tuple[Lan, ...] = ()           # the interfaces that get a subnet of it
 
@@ -4999,6 +5122,50 @@ def lan_address(prefix: Prefix, number: int, suffix: int) -> Prefix | None:
     return subnet._replace(first=subnet.first + suffix)
 
 
+def is_link_local(host: Prefix) -> bool:
+    return LINKLOCAL.holds(host) or LINKLOCAL4.holds(host)
+
+
+def choose_source(way: Way, host: Prefix, links: Links, leased: Sequence[Prefix], old: str = "") -> str:
+    """The address of ours to ask this host from, IPv4 mapped; empty if there is none.
+
+    `way.source` is what the kernel offers, `old` what was used before.  Never chosen are loopback, tentative,
+    deprecated and leased addresses (what is leased may not be routed yet, or no longer), nor the link-local
+    address of another interface.  The kernel's offer is taken if it is none of these; an address that is
+    in use stays as long as it is on the interface of that offer.  Else the nearest one of the right scope:
+    on the way, on lo, elsewhere.  A tunnel that has nothing but a leased address knows us by that one.
+    """
+    index, is_local = links.index(way.reach.dev), is_link_local(host)
+    usable: dict[str, tuple[int, Prefix]] = {}
+    by_lease: list[Prefix] = []
+    for at, own in links.addresses:
+        single = own._replace(length=WIDTH[own.version])
+        if own.version != host.version or LOOPBACK.holds(own) or LOOPBACK4.holds(own) or (at, own) in links.tentative \
+                or (at != index and is_link_local(own)):
+            continue
+        if any(prefix.holds(single) for prefix in leased):
+            by_lease += [single] if at == index else []
+        elif (at, own) not in links.fading:
+            usable[inet_ntop(AF_INET6, mapped(single))] = at, single
+
+    def is_fitting(source: str) -> bool:
+        return source in usable and is_link_local(usable[source][1]) == is_local
+
+    if is_fitting(way.source):
+        stays = is_fitting(old) and usable[old][0] == usable[way.source][0]
+        return old if stays else way.source
+    if not usable and by_lease and links.has(way.reach.dev, IFF_NOARP):
+        return inet_ntop(AF_INET6, mapped(by_lease[0]))
+
+    def rank(source: str) -> tuple[Any, ...]:
+        at, own = usable[source]
+        nearness = 0 if at == index else 1 if links.names.get(at) == "lo" else 2
+        common = (own.first ^ host.first).bit_length()
+        return not is_fitting(source), nearness, GLOBAL.holds(own) != GLOBAL.holds(host), source != old, common
+
+    return min(usable, key=rank, default="")
+
+
 def places_of(host: str, gateways: Iterable[Gateway]) -> tuple[Path, ...]:
     """Where `gateway`, or `gateway%IF`, is: the default routers, each once."""
     dev = host.partition("%")[2]
@@ -5006,6 +5173,13 @@ def places_of(host: str, gateways: Iterable[Gateway]) -> tuple[Path, ...]:
                   gateway.scope if gateway.reach.via.startswith("fe80:") else 0)
              for gateway in gateways if gateway.reach.via and dev in ("", gateway.reach.dev)]
     return tuple(dict.fromkeys(found))
+
+
+def scoped_places(host: str, links: Links) -> tuple[Path, ...]:
+    """Where `fe80::1%IF` is, as its interface is now; nowhere if there is none."""
+    address_, _, dev = host.partition("%")
+    index = links.index(dev)
+    return (Path(address_, 0, index),) if index else ()
 
 
 def is_behind(told: str, answers_at: Prefix) -> bool:
@@ -5050,7 +5224,8 @@ class State(Enum):
 class Event(Enum):
     DUE = "the deadline has passed"
     ANSWERED = "an answer has been applied"
-    NUDGED = "asked to ask again, by the grantor or the operator"
+    NUDGED = "asked to ask again, by the grantor, a reload or a change of the network"
+    RENEW = "the operator wants an answer, from whichever address of the grantor"
     RELEASE = "the operator gives everything back"
 
 
@@ -5083,7 +5258,9 @@ class Grantee:
         self.found: dict[str, tuple[Path, ...]] = {}              # addresses of a host name
         self.looked_up: dict[str, float] = {}
         self.turn = 0                                             # which address is asked
-        self.complaints: dict[int, str] = {}                      # grants not taken, by slot
+        self.complaints: dict[int, tuple[Prefix, str]] = {}       # grants not taken, by slot, and why
+        self.former: deque[Prefix] = deque(maxlen=MAX_SLOTS)      # prefixes that it gave, and that are over
+        self.began = -inf                                         # when the first lease of another boot was deprecated
         self.answers = 0                                          # applied so far
         self.status = ""                                          # of the last
         self.contact = contact
@@ -5097,6 +5274,7 @@ class Grantee:
     # What the node finds out.
     target: Path | None = None                                    # the aim when the way was looked at ...
     way: Way | None = None                                        # ... and how packets get there
+    outer: Route | None = None                                    # to the other end of the tunnel, if that needs one
     reaches: Mapping[int, Reach] = MappingProxyType({})           # `default`, by IP version
     leads: frozenset[int] = frozenset()                           # IP versions in which its rank is the best ...
     waits: frozenset[int] = frozenset()                           # ... and in which another's is
@@ -5151,13 +5329,30 @@ class Grantee:
         """The place that matters: while others are tried, too, the one that answered last."""
         return self.heard_at if self.heard_at in self.places() else self.place()
 
+    def hosts(self) -> set[str]:
+        """Where the grantor is asked, and the other end of the tunnel, as written."""
+        named_end = self.endpoint.host if not is_numeric(self.endpoint.host) else ""
+        return {*(host for host, _ in self.contact.addresses), named_end} - {""}
+
     def lookups(self, now: Now) -> list[Effect]:
-        """Names to look up: unknown, or unanswered for a while."""
-        hosts = [host for host, _ in self.contact.addresses]
-        hosts += [self.endpoint.host] if self.endpoint.host and not is_numeric(self.endpoint.host) else []
-        names = {host for host in hosts if now.boot - self.looked_up.get(host, -inf) >= LOOKUP_S}
+        """Hosts to look up: unknown, or unanswered for a while."""
+        names = {host for host in self.hosts() if now.boot - self.looked_up.get(host, -inf) >= LOOKUP_S}
+        return self.look_up(names, now)
+
+    def look_up(self, names: Iterable[str], now: Now) -> list[Effect]:
         self.looked_up.update(dict.fromkeys(names, now.boot))
         return [Lookup(self.contact.name, name) for name in sorted(names)]
+
+    def changeable(self) -> set[str]:
+        """The names whose addresses may change without any news of it."""
+        return {host for host in self.hosts() if not is_numeric(host) and not is_gateway(host)}
+
+    @property
+    def names_at(self) -> float:
+        """When to look them up again, though the grantor answers.  (While it does not, each ask does so.)"""
+        if self.state is not State.BOUND:
+            return inf
+        return min((self.looked_up.get(host, -inf) for host in self.changeable()), default=inf) + NAMES_S
 
     def resolved(self, host: str, paths: tuple[Path, ...], now: Now) -> list[Effect]:
         known, better = self.place(), is_gateway(host) and paths[:1] != self.found.get(host, ())[:1]
@@ -5172,7 +5367,7 @@ class Grantee:
 
     def stirred(self, way: Way | None, now: Now) -> list[Effect]:
         """The network has changed: who was out of reach, or reached otherwise, is asked at once."""
-        moved = way is not None and way.is_up and way != self.way and self.aim() == self.target
+        moved = way is not None and way.is_up and way.source and way != self.way and self.aim() == self.target
         if not self.found and now.boot - max(self.looked_up.values(), default=-inf) >= 1.0:
             self.looked_up.clear()                                # there may be a name server now
             moved = True
@@ -5182,11 +5377,13 @@ class Grantee:
 
     @property
     def deadline(self) -> float:
-        return min(self.timer, *(held.valid_until for held in self.held),
+        return min(self.timer, self.names_at, *(min(held.valid_until, held.show_at) for held in self.held),
                    *(held.prefers_until for held in self.held if held.current and not held.faded), inf)
 
     def woke(self, now: Now) -> list[Effect]:
-        effects = self.expire(now) + self.fade(now)
+        effects = self.expire(now) + self.fade(now) + self.show_deprecated(now)
+        if now.boot >= self.names_at:
+            effects += self.look_up(self.changeable(), now)
         return effects + self.step(Event.DUE, now) if now.boot >= self.timer else effects
 
     def fade(self, now: Now) -> list[Effect]:
@@ -5196,6 +5393,18 @@ class Grantee:
             held.faded = True
         notes = [Note(f"faded grantor={self.contact.name} slot={held.slot} prefix={held.prefix}") for held in fading]
         return [*notes, Install(), Hook(self.contact.name, "faded")] if fading else []
+
+    def show_deprecated(self, now: Now) -> list[Effect]:
+        """After a boot, what is deprecated already is preferred on the LAN for a second, and again some times.
+
+        A router advertisement daemon that follows addresses (dnsmasq) announces that a prefix is deprecated only if it
+        has seen it preferred, and it may start after us: else hosts keep what they had before the boot for hours.
+        """
+        due = [held for held in self.held if held.show_at <= now.boot]
+        for held in due:
+            held.shown_until = now.boot + SHOW_S
+            held.show_at = now.boot + 2 * (now.boot - self.began) if now.boot - self.began < SHOWN_S else inf
+        return [Install()] if due else []
 
     def prefers_until(self, held: Held) -> float:
         """As its addresses and the hook are told: while a better rank lives, this one is not preferred."""
@@ -5310,11 +5519,24 @@ class Grantee:
             self.interface = Interface(tunnel.dev, key, str(endpoint), self.options.get("wg_allowed", ()),
                                        self.options.get("wg_keepalive", 0), tunnel.mtu, tunnel.secret)
 
+    def outer_end(self) -> Prefix | None:
+        """The address of the tunnel's other end."""
+        endpoint = self.interface.endpoint if self.interface is not None else ""
+        return parse_host(host_port(endpoint).host) if endpoint else None
+
+    def beside_outer_end(self) -> Path | None:
+        """The address beside the tunnel's other end: it is reached alike, but by no route that we made for that end."""
+        end = self.outer_end()
+        if end is None or is_link_local(end):
+            return None
+        return Path(inet_ntop(AF_INET6, mapped(end._replace(first=end.first ^ 1))), 0)
+
     def outer_ends(self) -> Iterator[Prefix]:
         """What must not be routed into the tunnel: its other end, and where the grantor is asked outside of it."""
         dev = self.contact.tunnel.dev if self.contact.tunnel is not None else ""
-        if self.interface is not None and self.interface.endpoint:
-            yield parse_host(host_port(self.interface.endpoint).host)
+        end = self.outer_end()
+        if end is not None:
+            yield end
         for host in [host for host, _ in self.contact.addresses if host != dev]:
             yield from (parse_host(path.host) for path in self.found.get(host, ()))
             yield from [parse_host(host)] if is_numeric(host) else ()
@@ -5338,13 +5560,15 @@ class Grantee:
         valid_until = sent_at + span(grant.valid_s)
         if not grant.current:
             if have is not None:
+                if have.provisional:                              # over, but hosts have to be told first
+                    valid_until = max(valid_until, now.boot + SHOWN_S)
                 self.deprecate(have, now)
                 have.valid_until = min(have.valid_until, valid_until)
             return
         known = grant.slot in self.slots.values()
         why = self.mistrust(grant, wanted.get(grant.slot) if known else None, taken if have is None else lambda _: "")
         if why:
-            self.complaints[grant.slot] = f"{grant.prefix}: {why}"
+            self.complaints[grant.slot] = grant.prefix, why
             return
         for held in self.held:
             if held.slot == grant.slot and held.current and held is not have:
@@ -5376,7 +5600,8 @@ class Grantee:
 
     def refuse(self, refusals: Iterable[Refusal], now: Now) -> list[Effect]:
         effects: list[Effect] = []
-        refused = [*refusals, *(Refusal(slot, 0, 0, why) for slot, why in self.complaints.items())]
+        refused = [*refusals, *(Refusal(slot, 0, 0, f"{prefix}: {why}")
+                                for slot, (prefix, why) in self.complaints.items())]
         for refusal in refused:
             wait_s = refusal.again_s or self.refused_s
             self.again[refusal.slot] = now.boot + wait_s
@@ -5391,8 +5616,17 @@ class Grantee:
         self.refused_s = min(self.refused_s * 2, REFUSED.longest_s) if refused else REFUSED.first_s
         return effects
 
+    def reconsider(self, taken: Callable[[Prefix], str], now: Now) -> None:
+        """What stood in the way of a grant may have gone: then its slot is asked for at once."""
+        for slot, (prefix, why) in list(self.complaints.items()):
+            if why.startswith("overlaps ") and not taken(prefix):
+                del self.complaints[slot]
+                self.again[slot] = self.timer = now.boot
+
     def deprecate(self, held: Held, now: Now) -> None:
         """Lost or replaced: no longer preferred, valid for two hours at most (RFC 9096)."""
+        if held.provisional and not held.found and held.current:
+            held.show_at, self.began = now.boot, max(self.began, now.boot - SHOW_S)
         held.current = False
         held.prefers_until = min(held.prefers_until, now.boot)
         held.valid_until = min(held.valid_until, now.boot + LINGER_S)
@@ -5413,14 +5647,13 @@ class Grantee:
         self.t2_at = max(self.t1_at, sent_at + max(1.0, span(t2) or shortest * 0.8))
         if self.contact.keepalive_s:
             self.t1_at = min(self.t1_at, now.boot + self.contact.keepalive_s)
-        if self.contact.tunnel and not self.knows_endpoint:
-            self.t1_at = min(self.t1_at, now.boot + REFUSED.first_s)          # its name is looked up anew then
 
     def expire(self, now: Now) -> list[Effect]:
         over = [held for held in self.held if held.valid_until <= now.boot]
         if not over:
             return []
         self.held = [held for held in self.held if held not in over]
+        self.former.extend(held.prefix for held in over if held.prefix not in self.former)
         if not any(held.current for held in self.held) and self.state in (State.BOUND, State.RENEWING, State.REBINDING):
             self.enter(State.SEEKING, max(now.boot, min(self.again.values(), default=now.boot)))
         effects: list[Effect] = [Save(held.id(self.contact.key), None) for held in over]
@@ -5493,8 +5726,6 @@ class Grantee:
 
     def ask_again(self, now: Now) -> list[Effect]:
         """Ask, and once more after twice as long: ±10 % so that many do not ask in step."""
-        if self.state is State.RENEWING and now.boot >= self.t2_at:
-            self.enter(State.REBINDING, now.boot)
         is_first = self.patience_s == ASK.first_s                 # a lease is renewed where it was got, at first
         effects = self.lookups(now) if self.state is not State.RENEWING or not self.places() or not is_first else []
         jitter = 0.9 + 0.2 * self.rand(1)[0] / 255
@@ -5518,6 +5749,20 @@ class Grantee:
         self.enter(State.RENEWING, now.boot)
         if self.t2_at == inf:                                     # not told since the start: not long with one address
             self.t2_at = now.boot + REBIND_S
+        return self.ask_again(now)
+
+    def renew_again(self, now: Now) -> list[Effect]:
+        """Unanswered.  The next address is asked from T2 on; where T1 is short, after two asks."""
+        is_renewed_often = self.longest_s < ASK.longest_s
+        if now.boot < self.t2_at and not (is_renewed_often and self.patience_s >= 4 * ASK.first_s):
+            return self.ask_again(now)
+        self.enter(State.REBINDING, now.boot)
+        self.turn += 1
+        return self.ask_again(now)
+
+    def start_rebinding(self, now: Now) -> list[Effect]:
+        """From where the grantor answered last, through all its addresses."""
+        self.enter(State.REBINDING, now.boot)
         return self.ask_again(now)
 
     def seek(self, now: Now) -> list[Effect]:
@@ -5563,12 +5808,15 @@ class Grantee:
             return
         if self.interface is not None and self.contact.tunnel is not None and self.held:
             yield self.interface
+            if self.outer is not None:
+                yield self.outer
             yield from (Route(prefix, MAIN, Reach("", self.interface.dev)) for prefix in self.contact.tunnel.routes
                         if not self.is_around(prefix))
         for held in self.held:
             if not held.prefix.is_address:
                 yield Route(held.prefix, MAIN)
-            yield from self.lan_things(held)
+            yield from (thing._replace(prefers_until=max(thing.prefers_until, held.shown_until))
+                        for thing in self.lan_things(held))
             if held.prefix.version in self.reaches:
                 yield from self.default_things(held.prefix, self.reaches[held.prefix.version])
 
@@ -5592,22 +5840,27 @@ Grantee.TABLE = {
     (State.SEEKING,   Event.DUE):      Grantee.ask_elsewhere,
     (State.SEEKING,   Event.ANSWERED): Grantee.calm,
     (State.SEEKING,   Event.NUDGED):   Grantee.seek,
+    (State.SEEKING,   Event.RENEW):    Grantee.seek,
     (State.SEEKING,   Event.RELEASE):  Grantee.give_back,
     (State.BOUND,     Event.DUE):      Grantee.start_renewing,
     (State.BOUND,     Event.ANSWERED): Grantee.calm,
     (State.BOUND,     Event.NUDGED):   Grantee.start_renewing,
+    (State.BOUND,     Event.RENEW):    Grantee.start_rebinding,
     (State.BOUND,     Event.RELEASE):  Grantee.give_back,
-    (State.RENEWING,  Event.DUE):      Grantee.ask_again,
+    (State.RENEWING,  Event.DUE):      Grantee.renew_again,
     (State.RENEWING,  Event.ANSWERED): Grantee.calm,
     (State.RENEWING,  Event.NUDGED):   Grantee.start_renewing,
+    (State.RENEWING,  Event.RENEW):    Grantee.start_rebinding,
     (State.RENEWING,  Event.RELEASE):  Grantee.give_back,
     (State.REBINDING, Event.DUE):      Grantee.ask_elsewhere,
     (State.REBINDING, Event.ANSWERED): Grantee.calm,
     (State.REBINDING, Event.NUDGED):   Grantee.start_renewing,
+    (State.REBINDING, Event.RENEW):    Grantee.start_rebinding,
     (State.REBINDING, Event.RELEASE):  Grantee.give_back,
     (State.RELEASED,  Event.DUE):      Grantee.give_back_again,
     (State.RELEASED,  Event.ANSWERED): Grantee.rest,
     (State.RELEASED,  Event.NUDGED):   Grantee.wake,
+    (State.RELEASED,  Event.RENEW):    Grantee.wake,
 }
 
 
@@ -6308,6 +6561,9 @@ def ula_of(secret: bytes, pool: str) -> Prefix:
     return Prefix(6, 0xFD << 120 | int.from_bytes(drawn, "big") << 80, 48)
 
 
+Aim = tuple[str, str]                    # what is reached, and of which grantor
+
+
 class Roles:
     """A grantor and grantees in one process."""
 
@@ -6318,6 +6574,8 @@ class Roles:
         self.wanted = Wanted()
         self.held_keys, self.guard_keys = set[Key](), set[Key]()  # what of `wanted` the grantees want; the grantor
         self.made: dict[Key, Thing] = {}                          # what carries no mark in the kernel
+        self.duplicates: dict[Key, float] = {}                    # our addresses that others have: when to try again
+        self.forgetful = False                                    # nothing can be written down
         self.links = Links()
         self.gateways: tuple[Gateway, ...] = ()
         self.responder = Responder(self.s, config.load, rand)
@@ -6456,18 +6714,46 @@ class Roles:
         """The interfaces, or their addresses, are not what they were."""
         self.links = self.grantor.links = links
         self.place_proxies()
+        self.grantor.reserve_links(self.own_networks())
+        for name, grantee in self.grantees.items():
+            grantee.reconsider(partial(self.taken, name), now)
         return self.follow(now)
 
-    def routed(self, ways: Mapping[str, Way | None], gateways: tuple[Gateway, ...], stirred: bool, now: Now,
+    def own_networks(self) -> frozenset[Prefix]:
+        """What of the pools is this node's own: the networks of its links; of what holds a whole pool only its address.
+
+        Addresses that ddpd itself has made from a lease are none of these: a pool that follows a grantor leaves them
+        out where it is placed.
+        """
+        made = {(thing.dev, thing.address) for thing in self.made.values() if isinstance(thing, Address)}
+        found = set[Prefix]()
+        for index, own in self.links.addresses:
+            if (self.links.names.get(index, ""), own) not in made:
+                found.add(own._replace(length=WIDTH[own.version]))
+                found.add(own.network(own.length))
+        return frozenset(prefix for prefix in found if not is_nobodys(prefix))
+
+    def aims(self) -> dict[Aim, Path | None]:
+        """The hosts to which the ways matter: where each grantor is asked, and beside the other ends of tunnels."""
+        asks: dict[Aim, Path | None] = {("grantor", name): grantee.aim() for name, grantee in self.grantees.items()}
+        return asks | {("tunnel", name): grantee.beside_outer_end() for name, grantee in self.grantees.items()
+                       if grantee.contact.tunnel is not None}
+
+    def routed(self, ways: Mapping[Aim, Way | None], gateways: tuple[Gateway, ...], stirred: bool, now: Now,
                ) -> list[Effect]:
-        """How the grantors are reached now.  stirred: the network has changed, not only where we ask."""
+        """How these are reached now.  stirred: the network has changed, not only where we ask."""
         effects: list[Effect] = []
         self.gateways = gateways
         for name, grantee in self.grantees.items():
-            target, way = grantee.aim(), self.steady(grantee, ways.get(name))
+            target = grantee.aim()
+            old = grantee.way if target == grantee.target else None
+            way = self.with_source(ways.get(("grantor", name)), parse_host(target.host), old) if target else None
+            grantee.outer = self.outer_route(grantee, ways.get(("tunnel", name)))
             if stirred:
                 for host in [host for host, _ in grantee.contact.addresses if is_gateway(host)]:
                     effects += grantee.resolved(host, places_of(host, gateways), now)
+                for host in [host for host, _ in grantee.contact.addresses if "%" in host and is_numeric(host)]:
+                    effects += grantee.resolved(host, scoped_places(host, self.links), now)
                 effects += grantee.stirred(way, now)
             if stirred or target != grantee.target:               # else it has yet to be stirred by the change
                 grantee.target, grantee.way = target, way
@@ -6475,14 +6761,42 @@ class Roles:
         self.want_grantees()
         return [*effects, *([Install()] if self.wanted.changed else [])]
 
-    def steady(self, grantee: Grantee, way: Way | None) -> Way | None:
-        """Another address of ours is no reason to ask from there."""
+    def leased_here(self) -> list[Prefix]:
+        """All that the grantors have given to this node."""
+        return [held.prefix for grantee in self.grantees.values() for held in grantee.held]
+
+    def with_source(self, way: Way | None, host: Prefix, old: Way | None) -> Way | None:
+        """The way, with the address that we send from in place of what the kernel offers."""
         if way is None:
             return None
-        old = grantee.way
-        if old is not None and old.reach == way.reach and self.links.is_usable(old.source):
-            return way._replace(source=old.source)
-        return way._replace(source=self.unleased(way.source, way))
+        before = old.source if old is not None else ""
+        return way._replace(source=choose_source(way, host, self.links, self.leased_here(), before))
+
+    def outer_route(self, grantee: Grantee, way: Way | None) -> Route | None:
+        """A host route to the tunnel's other end, if the kernel would send the tunnel's packets from a wrong address.
+
+        way: to the address beside that end.
+        """
+        end, tunnel = grantee.outer_end(), grantee.contact.tunnel
+        if end is None or way is None or tunnel is None or way.reach.dev == tunnel.dev or \
+                any(prefix.holds(end) for _, prefix in self.links.connected()):
+            return None
+        chosen = self.with_source(way, end, None)
+        if chosen is None or chosen.source in ("", way.source):
+            return None
+        return Route(end, MAIN, way.reach, leaves_by=parse_host(chosen.source).host)
+
+    def source_for(self, name: str, place: Path, way: Way) -> str:
+        """Of our addresses, that from which to ask this grantor there; empty if there is none."""
+        grantee = self.grantees[name]
+        old = grantee.way if grantee.target == place else None
+        found = self.with_source(way, parse_host(place.host), old)
+        return found.source if found is not None else ""
+
+    def adopt_left(self, things: Mapping[Key, Thing]) -> list[Effect]:
+        """The lease file is lost, not what it said of the kernel."""
+        self.made |= things
+        return [Save(key_of(made_record(thing)), made_record(thing)) for thing in things.values()]
 
     def adopt(self, installed: Iterable[Thing]) -> None:
         """A restart is no outage: the default routes that are there stay until the way is known."""
@@ -6513,11 +6827,22 @@ class Roles:
         return known | {version: reach for version, reach in found.items() if reach is not None}
 
     def taken(self, name: str, prefix: Prefix) -> str:
-        """Who else has this prefix: a link of this node that ddpd did not make, or another grantor's lease."""
+        """Who else has this prefix: a link of this node that ddpd did not make, or another grantor's lease.
+
+        What is inside of the prefix and deprecated is left of an earlier lease of it: netifd, and others to whom a hook
+        hands a prefix on, keep such an address for up to two hours (RFC 9096).  And the address that is granted is
+        nobody else's.
+        """
         ours = {(thing.dev, thing.address) for thing in self.made.values() if isinstance(thing, Address)}
+        before = self.grantees[name].former
         for index, own in self.links.addresses:
-            if own.network(own.length).overlaps(prefix) and (self.links.names.get(index, ""), own) not in ours:
-                return f"overlaps {own.network(own.length)} on {self.links.names.get(index, index)}"
+            network, single = own.network(own.length), own._replace(length=WIDTH[own.version])
+            if not network.overlaps(prefix) or (self.links.names.get(index, ""), own) in ours:
+                continue
+            is_left = single == prefix or (prefix.holds(single)
+                                           and ((index, own) in self.links.fading or prefix in before))
+            if not is_left:
+                return f"overlaps {network} on {self.links.names.get(index, index)}"
         for other, grantee in self.grantees.items():
             if any(prefix.holds(parse_host(place.host)) for place in grantee.places()):
                 return f"holds the address at which {other} is asked"
@@ -6560,25 +6885,6 @@ class Roles:
             self.wanted.put(thing)
         return set(things)
 
-    def better_source(self, name: str, source: str) -> str:
-        """Of our addresses: the one that was used on this way, as long as there is no reason to change it."""
-        grantee, way = self.grantees[name], self.grantees[name].way
-        keep = way is not None and grantee.target == grantee.place() and self.links.is_usable(way.source)
-        return way.source if way is not None and keep else self.unleased(source, way)
-
-    def unleased(self, source: str, way: Way | None) -> str:
-        """Not a leased address, if there is another one: what was leased may not be routed yet, or no longer."""
-        own = parse_host(source)
-        leased_ = [held.prefix for grantee in self.grantees.values() for held in grantee.held]
-        if not any(prefix.holds(own) for prefix in leased_):
-            return source
-        devs = {"lo", way.reach.dev if way else ""}
-        others = [at for index, at in self.links.addresses if self.links.names.get(index) in devs
-                  and at.version == own.version and not any(prefix.holds(at) for prefix in leased_)
-                  and not is_nobodys(at) and (index, at) not in self.links.fading]
-        others.sort(key=lambda at: GLOBAL.holds(at) != GLOBAL.holds(own))
-        return inet_ntop(AF_INET6, mapped(others[0])) if others else source
-
 
 # ==== NODE ============================================================ pure ====
 #
@@ -6602,11 +6908,16 @@ class LastRun(NamedTuple):
 
 
 def aged(lease: Lease, run: LastRun, elapsed_s: float) -> Lease:
-    """After a crash a lease has its full lifetime left; after two without a renewal, none."""
+    """With the time that it has left.  elapsed_s: since the last run ended or, if that crashed, began.
+
+    After a crash that is its full lifetime, but for what is known to have passed: it was not renewed in the last run.
+    A deprecated lease only counts down, from what is on file.
+    """
     if run.clean:
         lease.valid_until -= elapsed_s
     elif lease.living:
-        lease.valid_until = lease.valid_s if lease.epoch == run.epoch else 0.0
+        full = lease.valid_until if lease.state is LeaseState.DEPRECATED else lease.valid_s
+        lease.valid_until = full if lease.epoch >= run.epoch else full - elapsed_s
     return lease
 
 
@@ -6876,11 +7187,14 @@ class Node(Roles):
         self.grantor.epoch = run.epoch if run.clean else run.epoch + 1
         elapsed_s = max(0.0, now.boot - run.at) if run.boot == self.boot else 0.0
         self.outdated = self.grantor.restore([aged(lease, run, elapsed_s) for lease in found["granted"]], now)
-        made = {thing_key(thing): thing for thing in found["made"]}
-        if run.boot == self.boot:
-            self.made = made
-        else:                                                     # what is there since is somebody else's
-            self.outdated += [key_of(made_record(thing)) for thing in made.values()]
+        for thing in found["made"]:
+            # Of another boot nothing is there any more.  But wg-quick, told to save what it finds (SaveConfig), has
+            # saved what we had made on its interface, and made it again.
+            if run.boot == self.boot or isinstance(thing, WgPeer | AllowedIp | Address):
+                self.made[thing_key(thing)] = thing._replace(link=0) if run.boot != self.boot and \
+                    isinstance(thing, Address) else thing
+            else:
+                self.outdated.append(key_of(made_record(thing)))
         if found["recovering"]:
             self.grantor.recovering_until = now.boot + found["recovering"][-1]
         for grantee in self.grantees.values():
@@ -7221,6 +7535,19 @@ def proxy_shown(proxy: Proxy, deaf: Mapping[str, str], now: Now) -> dict[str, An
     return {**proxy_row(proxy, deaf), "last": last}
 
 
+NO_MEMORY: Final = "leases are not kept over a restart"
+
+
+def attention_of(node: Node) -> list[str]:
+    """What a person should look at, a sentence each."""
+    found = []
+    for key in node.duplicates:
+        thing = node.wanted.things.get(key)
+        if isinstance(thing, Address):
+            found.append(f"{thing.address} on {thing.dev} is a duplicate: another host there has it")
+    return found + ([NO_MEMORY] if node.forgetful else [])
+
+
 def status_of(node: Node, now: Now, most: int) -> dict[str, Any]:
     """The object that `status --json` prints, with at most so many leases."""
     grantor = node.grantor
@@ -7239,6 +7566,7 @@ def status_of(node: Node, now: Now, most: int) -> dict[str, Any]:
         "grantees": len(node.config.agreements),
         "skipped": len(node.config.skipped),
         "sessions": len(node.responder.sessions),
+        "attention": attention_of(node),
         "recovering": seconds(left_s),
         "disk_full": grantor.disk_full,
         "under_load": node.responder.under_load(now),
@@ -7395,7 +7723,7 @@ def status_text(said: Mapping[str, Any], colours: bool) -> str:
     flags = [name for name in ("disk_full", "under_load") if said[name]]
     flags += [f"recovering for {said['recovering']} s"] if said["recovering"] else []
     flags += [f"{said['skipped']} bad rows or files skipped (`check` names them)"] if said["skipped"] else []
-    lines += [f"attention: {', '.join(flags)}"] if flags else []
+    lines += [f"attention: {line}" for line in [", ".join(flags), *said["attention"]] if line]
     lines += table("pool", [["", "prefix", "leased", "full"]] + [
         [p["name"], p["prefix"] or f"(nowhere: {p['follows']})", str(p["leases"]),
          f"{bar(1 - p['free_fraction'], colours)} {100 * (1 - p['free_fraction']):.1f} %"] for p in said["pools"]])
@@ -7663,7 +7991,7 @@ def radvd_text(grantees: Iterable[Grantee], lost: Iterable[Subnet], now: Now) ->
     for dev, subnet in lost:
         lans.setdefault(dev, []).append(announced(subnet, 0, 0))
     routed = set()
-    for dev, own, prefers_until, valid_until in subnets_of(grantees, 6):
+    for dev, own, prefers_until, valid_until, _ in subnets_of(grantees, 6):
         if own.length == 64:
             routed.add(dev)
             left_s = (min(seconds(until - now.boot), FOREVER) for until in (prefers_until, valid_until))
@@ -7684,7 +8012,7 @@ def dhcp_text(grantees: Iterable[Grantee], _lost: Iterable[Subnet], now: Now) ->
                "option:domain-search": advised(grantees, "search"),
                "option:mtu": [str(mtu) for mtu in (smallest_mtu(grantees),) if 0 < mtu < ETHERNET_MTU]}
     lines = [f"dhcp-option={name},{','.join(items)}\n" for name, items in options.items() if any(items)]
-    for dev, own, prefers_until, _ in subnets_of(grantees, 4):
+    for dev, own, prefers_until, _, _ in subnets_of(grantees, 4):
         first, last = own.first + 1, own.network(own.length).first + own.size - 2
         if prefers_until > now.boot and first <= last:
             ends = ",".join(Prefix(4, number, 32).host for number in (first, last, 0xFFFFFFFF & -own.size))
@@ -7718,32 +8046,70 @@ def announced_in(text: str) -> Iterator[Subnet]:
 UNPRINTABLE: Final = dict.fromkeys([*range(0x20), *range(0x7F, 0xA0)], "?")
 
 
+class Level(IntEnum):
+    """As syslog(3) numbers them."""
+
+    ERROR = 3
+    WARNING = 4
+    NOTICE = 5
+    INFO = 6
+    DEBUG = 7
+
+
 class Log:
-    """One event, one line, `key=value`, to standard error.  What the network causes is limited."""
+    """One event, one line, `key=value`.  What the network causes is limited.
+
+    Lines go to standard error; where the journal reads that, each begins with its level.  With DDPD_LOG=split, for
+    procd, only warnings and errors do, and the rest goes to standard output: it takes the level from that.
+    """
 
     def __init__(self) -> None:
         self.verbose = False
         self.recent: dict[str, tuple[float, int]] = {}            # kind -> (second, lines in it)
+        self.is_split = os.environ.get("DDPD_LOG") == "split"
+        self.is_journal = os.environ.get("JOURNAL_STREAM") == self.stream_of(2)
 
-    def info(self, text: str, *values: object) -> None:
+    @staticmethod
+    def stream_of(fd: int) -> str:
+        """As systemd names it."""
+        try:
+            found = os.fstat(fd)
+        except OSError:
+            return ""
+        return f"{found.st_dev}:{found.st_ino}"
+
+    def write(self, level: Level, text: str, values: tuple[object, ...]) -> None:
+        head, fd = f"<{level.value}>" if self.is_journal else "", 1 if self.is_split and level > Level.WARNING else 2
         try:
             line = (text % values if values else text).translate(UNPRINTABLE)    # whose words they may be
-            os.write(2, (line + "\n").encode("utf-8", "backslashreplace"))
+            os.write(fd, f"{head}{line}\n".encode("utf-8", "backslashreplace"))
         except OSError:
             pass
 
+    def error(self, text: str, *values: object) -> None:
+        self.write(Level.ERROR, text, values)
+
+    def warning(self, text: str, *values: object) -> None:
+        self.write(Level.WARNING, text, values)
+
+    def notice(self, text: str, *values: object) -> None:
+        self.write(Level.NOTICE, text, values)
+
+    def info(self, text: str, *values: object) -> None:
+        self.write(Level.INFO, text, values)
+
     def debug(self, text: str, *values: object) -> None:
         if self.verbose:
-            self.info(text, *values)
+            self.write(Level.DEBUG, text, values)
 
-    def limited(self, kind: str, text: str, *values: object) -> None:
+    def limited(self, kind: str, text: str, *values: object, level: Level = Level.WARNING) -> None:
         """At most five lines a second of one kind (kinds are few: they come from our own texts)."""
         second, lines = self.recent.get(kind, (0.0, 0))
         now = float(int(time.monotonic()))
         lines = lines + 1 if second == now else 1
         self.recent[kind] = (now, lines)
         if lines <= 5:
-            self.info(text, *values)
+            self.write(level, text, values)
 
 
 log = Log()
@@ -7830,27 +8196,57 @@ def takings(ndp: Ndp, pools: Iterable[Pool], hops: Iterable[str]) -> Iterator[st
                 yield f"[pool {pool.name}] may give away the router {router.host} (reserve = {router.host})"
 
 
+def sysctl_word(dev: str) -> str:
+    """An interface in the name of a sysctl, as sysctl(8) has it: `eth0.10` is `eth0/10`."""
+    return dev.replace(".", "/")
+
+
+def has_interface(dev: str) -> bool:
+    """Under its name, or an alternative one."""
+    try:
+        return bool(socket.if_nametoindex(dev))
+    except OSError:
+        return False
+
+
+def lan_hindrances(config: Config) -> Iterator[str]:
+    """What in this system keeps a LAN from being of use."""
+    lans = {lan.dev: f"[grantor {contact.name}] ask: {lan.dev}" for contact in config.contacts
+            for line in contact.lines for lan in line.lans}
+    for dev, where in lans.items():
+        if os.path.exists(f"/sys/class/net/{dev}/brport"):
+            yield f"{where} is a port of a bridge: the hosts there are on the bridge, so name that"
+        try:
+            mtu = int(read_file(f"/sys/class/net/{dev}/mtu"))
+        except (OSError, ValueError):
+            continue
+        if mtu < 1280:
+            yield f"{where} has an MTU of {mtu}, and IPv6 needs 1280 (ip link set {dev} mtu 1280)"
+
+
 def hindrances(config: Config) -> Iterator[str]:
     """What in this system keeps what is proxied from being reached."""
     if config.ndp and sysctl("conf/all/forwarding") == 0:
         yield "net.ipv6.conf.all.forwarding = 0: nothing is passed on from here (sysctl -w ...=1)"
     for ndp in config.ndp:
-        yield from (f"there is no interface {dev} (yet)" for dev in (ndp.dev, *ndp.inner)
-                    if not os.path.exists(f"/sys/class/net/{dev}"))
+        yield from (f"there is no interface {dev} (yet)" for dev in (ndp.dev, *ndp.inner) if not has_interface(dev))
+        yield from (f"[ndp {ndp.dev}] {rule}: for link-local addresses nobody answers in another's stead"
+                    for rule in ndp.rules if rule.kind != "never" and LINKLOCAL.holds(rule.prefix))
         routes = routes_by(ndp.dev)
         yield from takings(ndp, config.pools, (row[4] for row in routes or ()))
         if ndp.leased and not config.pools:
             yield f"[ndp {ndp.dev}] proxy = leased, but there is no [pool] to lease from"
         has_default = routes is None or any(row[:2] == ["0" * 32, "00"] for row in routes)
         if sysctl("conf/all/forwarding") and sysctl(f"conf/{ndp.dev}/accept_ra") == 1 and not has_default:
-            yield (f"net.ipv6.conf.{ndp.dev}.accept_ra = 1: with forwarding on, no router advertisement is heard "
-                   "there, and there is no default route (2, if it comes from them)")
+            yield (f"net.ipv6.conf.{sysctl_word(ndp.dev)}.accept_ra = 1: with forwarding on, no router advertisement "
+                   "is heard there, and there is no default route (2, if it comes from them)")
         if os.path.exists(f"/sys/class/net/{ndp.dev}/brport"):
             yield f"{ndp.dev} is a port of a bridge, so nothing is heard there ([ndp] wants the bridge)"
         if ndp.by_kernel and sysctl(f"conf/{ndp.dev}/proxy_ndp") == sysctl("conf/all/proxy_ndp") == 0:
-            yield f"net.ipv6.conf.{ndp.dev}.proxy_ndp = 0: `method = kernel` needs 1, else nobody answers"
+            yield (f"net.ipv6.conf.{sysctl_word(ndp.dev)}.proxy_ndp = 0: `method = kernel` needs 1, "
+                   "else nobody answers")
         if ndp.by_kernel and sysctl(f"neigh/{ndp.dev}/proxy_delay"):
-            yield f"net.ipv6.neigh.{ndp.dev}.proxy_delay is not 0: the kernel waits before it answers"
+            yield f"net.ipv6.neigh.{sysctl_word(ndp.dev)}.proxy_delay is not 0: the kernel waits before it answers"
 
 
 def is_anycast(dev: str) -> bool:
@@ -7880,7 +8276,7 @@ def tunnel_hindrances(config: Config) -> Iterator[str]:
         if guard.dynamic and is_anycast(guard.dev):
             yield (f"wg-dynamic is not heard on {guard.dev}: with forwarding, another fe80::/64 address there has made "
                    f"fe80:: one of any router's (`dynamic = no`, if nobody speaks that; else "
-                   f"net.ipv6.conf.{guard.dev}.addr_gen_mode = 1 before it comes up)")
+                   f"net.ipv6.conf.{sysctl_word(guard.dev)}.addr_gen_mode = 1 before it comes up)")
 
 
 CAPABILITIES: Final = {"CAP_NET_BIND_SERVICE": 10, "CAP_NET_ADMIN": 12, "CAP_NET_RAW": 13}
@@ -7900,12 +8296,33 @@ def lacking(config: Config) -> Iterator[str]:
                 if not have >> CAPABILITIES[need.capability] & 1)
 
 
+def flaw_in_script(program: str) -> str:
+    """Why the kernel will not run it, or nothing: its own words, "no such file" and "format error", mislead."""
+    try:
+        with open(program, "rb") as file:
+            first = file.readline(200)
+    except OSError:
+        return ""
+    if first.startswith(b"\x7fELF"):
+        return ""
+    if not first.startswith(b"#!"):
+        return "it does not begin with `#!` and the program that reads it (such as #!/bin/sh)"
+    if first.endswith(b"\r\n"):
+        return "its lines end as in DOS, with CR LF (`sed -i 's/\\r$//' FILE` mends that)"
+    reader = b"".join(first[2:].split()[:1])
+    return "" if os.path.exists(reader) else f"its first line names {reader.decode('latin-1')}, which is not there"
+
+
 class Fatal(Exception):  # noqa: N818 - the end, with a reason for a person
     """The daemon, or the command, cannot go on."""
 
 
 class Silent(Fatal):
     """The daemon does not answer a command, or not to the end."""
+
+
+class BusyFileError(ConfigError):
+    """Somebody else is writing a file that has to be read: it is worth waiting for."""
 
 
 def read_text(path: str) -> str:
@@ -7989,10 +8406,12 @@ class FilesOnDisk(Files):
             raise ConfigError(f"{file}: SQLite needs a package that is missing: python3-sqlite3") from None
         place = "".join(f"%{ord(letter):02x}" if letter in "%?#" else letter for letter in file)
         try:
-            with sqlite3.connect(f"file:{place}?mode=ro", timeout=0.0, uri=True) as db:
+            with closing(sqlite3.connect(f"file:{place}?mode=ro", timeout=0.0, uri=True)) as db:
                 db.text_factory = lambda data: data.decode("utf-8", "replace")
                 for n, row in enumerate(db.execute("SELECT id, address, prefix FROM assignments"), 1):
                     yield PinRow(file, n, *("" if part is None else str(part).strip() for part in row))
+        except sqlite3.OperationalError as why:
+            raise (BusyFileError if "locked" in str(why) else ConfigError)(f"{file}: {why}") from None
         except sqlite3.Error as why:
             raise ConfigError(f"{file}: {why}") from None
 
@@ -8004,7 +8423,16 @@ def loading(path: str, before: Config | None) -> Steps[Config]:
 
 
 def load_config(path: str) -> Config:
-    return finished(loading(path, None))
+    """At once; a file that is locked is waited for, as long as that may take a job that writes it."""
+    until = time.monotonic() + BUSY_S
+    while True:
+        try:
+            return finished(loading(path, None))
+        except BusyFileError as why:
+            if time.monotonic() >= until:
+                raise
+            log.limited("busy", "waiting: %s", why, level=Level.NOTICE)
+            time.sleep(RETRY_BUSY_S)
 
 
 def load_main(path: str) -> Config:
@@ -8150,17 +8578,28 @@ def make_folder(path: str) -> None:
         os.makedirs(folder, 0o700)
 
 
+def is_mount_point(path: str, why: OSError) -> bool:
+    """Could the file not be replaced, or nothing be made beside it, because it is mounted there by itself?"""
+    return why.errno in (errno.EBUSY, errno.EROFS, errno.EACCES) and os.path.isfile(path) and os.path.ismount(path)
+
+
 def write_whole(path: str, text: str) -> None:
-    """A file that is read meanwhile: there is always a whole one.  OSError, and then nothing is left behind."""
+    """A file that is read meanwhile: there is always a whole one.  OSError, and then nothing is left behind.
+
+    One that is a mount point (of a container) cannot be replaced, and is written in place.
+    """
     temporary = f"{path}.{os.getpid()}"
     try:
         with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644), "w") as file:
             file.write(text)
         os.rename(temporary, path)
-    except OSError:
+    except OSError as why:
         if os.path.lexists(temporary):
             os.unlink(temporary)
-        raise
+        if not is_mount_point(path, why):
+            raise
+        with open(path, "w") as file:
+            file.write(text)
 
 
 def make_secret(path: str) -> bytes:
@@ -8193,7 +8632,7 @@ def load_secret(config: Config, make: bool) -> bytes:
     except ValueError:
         raise wrong("holds no key (`ddpd.py genkey` makes one)") from None
     if os.stat(config.key).st_mode & 0o077:
-        log.info("warning: %s is readable by others (chmod 600)", config.key)
+        log.warning("warning: %s is readable by others (chmod 600)", config.key)
     return secret
 
 
@@ -8218,12 +8657,20 @@ class Store:
         self.file = LeaseFile()
         self.fd = -1                     # -1: what is on disk is not ours to change; `rewrite` first
         self.lock = -1
+        self.why_not = ""                # nothing can be written there, not even a lock
         self.retry_at = inf
 
     def acquire(self) -> None:
-        """One daemon a lease file; Fatal if it has one."""
-        make_folder(self.path)
-        self.lock = os.open(self.path + ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        """One daemon a lease file; Fatal if it has one.  Where nothing can be made, `why_not` says why."""
+        self.why_not = ""
+        try:
+            make_folder(self.path)
+            self.lock = os.open(self.path + ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as why:
+            if why.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+                raise Fatal(f"cannot make {self.path}.lock: {why.strerror}") from None
+            self.why_not = f"cannot write {self.path}: {why.strerror}"
+            return
         try:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -8246,23 +8693,43 @@ class Store:
         return found, damage
 
     def rewrite(self, records: Iterable[Record]) -> None:
-        """The whole file, beside the old one, then in its place; OSError leaves the old one."""
+        """The whole file, beside the old one, then in its place; OSError leaves the old one.
+
+        One that is a mount point (of a container) is written in place: a power failure may cut that short, and then
+        the start finds what is left.
+        """
         temporary = self.path + ".new"
-        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         file = LeaseFile(self.file.serial)
+        lines = list(file.whole(records))
+        fd = -1
         try:
-            with open(fd, "wb", closefd=False) as out:
-                out.writelines(file.whole(records))
-            os.fsync(fd)
+            fd = self.write_lines(temporary, lines)
             os.rename(temporary, self.path)
-        except OSError:
-            os.close(fd)
-            os.unlink(temporary)
-            raise
+        except OSError as why:
+            if fd >= 0:
+                os.close(fd)
+            with suppress(OSError):
+                os.unlink(temporary)
+            if not is_mount_point(self.path, why):
+                raise
+            fd = self.write_lines(self.path, lines)
         if self.fd >= 0:
             os.close(self.fd)
         self.fd, self.file, self.retry_at = fd, file, inf
         sync_folder(self.path)
+
+    @staticmethod
+    def write_lines(path: str, lines: Iterable[bytes]) -> int:
+        """A new file, or a file anew, flushed: its descriptor."""
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            with open(fd, "wb", closefd=False) as out:
+                out.writelines(lines)
+            os.fsync(fd)
+        except OSError:
+            os.close(fd)
+            raise
+        return fd
 
     def save(self, changes: Mapping[Key, Record | None], now: Now) -> bool:
         """Write and flush; False if that cannot be done now."""
@@ -8278,7 +8745,7 @@ class Store:
             for offset, data in after:
                 write_all(self.fd, data, offset)
         except OSError as why:
-            log.info("cannot write %s: %s", self.path, why.strerror)
+            log.warning("cannot write %s: %s", self.path, why.strerror)
             os.close(self.fd)
             self.fd, self.retry_at = -1, now.boot + RETRY_DISK_S
             return False
@@ -8322,7 +8789,7 @@ class WgTables:
             if getattr(wrong, "errno", None) == errno.ETIMEDOUT:
                 self.hangs_until[dev] = time.monotonic() + 10 * WG_S
             if self.whys.get(dev) != why:
-                log.info("cannot see peers interface=%s why=\"%s\"", dev, why)
+                log.warning("cannot see peers interface=%s why=\"%s\"", dev, why)
             self.whys[dev] = why
             if not is_there:
                 self.states.pop(dev, None)
@@ -8512,8 +8979,10 @@ ThingLine = tuple[Thing, str]            # what is made or unmade, and the words
 class Kernel:
     """`ip` to change, netlink to look."""
 
-    def __init__(self, mark: int) -> None:
+    def __init__(self, mark: int, called: frozenset[str] = frozenset()) -> None:
         self.mark = mark
+        self.called = called                                      # the names of the interfaces that are configured
+        self.duplicates: set[Key] = set()                         # places of addresses that were deleted as such
         self.installed: dict[Key, Thing] = {}
         self.taken: list[Key] = []                                # on record, and somebody else's now
         self.pending: set[Key] = set()                            # could not be made yet
@@ -8542,14 +9011,14 @@ class Kernel:
         return way_of(reply, self.links) if reply is not None else None
 
     def look(self) -> Links:
-        self.links = links_of(self.dump("link") + self.dump("address"))
+        self.links = links_of(self.dump("link") + self.dump("address"), self.called)
         return self.links
 
     def look_at_all(self, made: Mapping[Key, Thing]) -> None:
         """`installed` becomes what is there and ours: by its mark, or by our record; `taken` what is so no more."""
         found: list[Thing | None] = [route_of(body, self.mark, self.links.names)
                                     for _, body in self.dump_routes(0, self.mark, 0)]
-        rules = {rule_of(body, self.mark) for _, body in self.dump("rule")}
+        rules = self.rules()
         found += [thing for thing in made.values() if isinstance(thing, Rule) and thing in rules]
         before = self.installed
         neighbours = self.neighbours(made.values())
@@ -8562,6 +9031,28 @@ class Kernel:
             is_there = place_of(thing.dev, thing.address) in there if isinstance(thing, Address) else self.has(thing)
             if is_there and key not in self.taken:
                 self.installed[key] = before.get(key, thing)      # with the lifetimes, and all else, that we gave it
+
+    def rules(self) -> set[Rule]:
+        """Those of our preferences, whoever has made them."""
+        return {rule for _, body in self.dump("rule") if (rule := rule_of(body, self.mark)) is not None}
+
+    def left_behind(self) -> dict[Key, Thing]:
+        """What an earlier ddpd has made, if nothing is on record."""
+        return {thing_key(thing): thing for thing in left_behind(self.installed.values(), self.links, self.rules())}
+
+    def strays(self, made: Mapping[Key, Thing]) -> dict[Key, Address]:
+        """Addresses that we have made on an interface which has another name now, as they are called there."""
+        return {key: thing._replace(dev=self.links.names[thing.link]) for key, thing in made.items()
+                if isinstance(thing, Address) and self.links.names.get(thing.link, thing.dev) != thing.dev
+                and (thing.link, thing.address) in self.links.addresses}
+
+    def found_duplicate(self, made: Mapping[Key, Thing]) -> set[Key]:
+        """Those of our addresses that another host has: the kernel has deleted them, or keeps them unused."""
+        places = self.duplicates | {place_of(self.links.names.get(index, ""), own)
+                                    for index, own in self.links.duplicate}
+        self.duplicates = set()
+        return {key for key, thing in made.items()
+                if isinstance(thing, Address) and place_of(thing.dev, thing.address) in places}
 
     def missing(self, made: Mapping[Key, Thing]) -> set[Key]:
         """Addresses that are not there, though nobody said so, or have no subnet's route, as the link was down."""
@@ -8634,6 +9125,9 @@ class Kernel:
                     thing = gone_of(kind, body, self.mark, self.links.names)
                     gone += [thing] if thing is not None else []
                     look |= kind < RTM["route"]
+                    if kind == RTM["address"] + RTM_DELETED and body[2] & IFA_F_DADFAILED and (own := address_of(body)):
+                        name = self.links.names.get(int.from_bytes(body[4:8], byteorder), "")
+                        self.duplicates.add(place_of(name, own[0]))
                     if kind == RTM["link"] and not int.from_bytes(body[8:12], byteorder) & IFF_UP:
                         self.downed.add(int.from_bytes(body[4:8], byteorder))          # a dump may miss it
             except BlockingIOError:
@@ -8750,16 +9244,22 @@ def is_busybox() -> bool:
 
 def udp_socket() -> socket.socket:
     """IPv6 that also speaks IPv4, by mapped addresses."""
-    sock = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+    try:
+        sock = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+    except OSError as why:
+        if why.errno != errno.EAFNOSUPPORT:
+            raise
+        raise Fatal("this kernel has no IPv6, and IPv4 is spoken through IPv6 sockets (boot without ipv6.disable=1; "
+                    "net.ipv6.conf.all.disable_ipv6 = 1 does no harm)") from None
     sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
     return sock
 
 
-def connected(place: Path, source: str) -> socket.socket:
+def connected(place: Path, source: str, index: int) -> socket.socket:
+    """A socket from this address of ours, on the interface of that index, if it is a link-local one, to that place."""
     sock = udp_socket()
     try:
-        if source:
-            sock.bind((source, 0))
+        sock.bind((source, 0, 0, index if LINKLOCAL.holds(parse_host(source)) else 0))
         sock.connect((place.host, place.port, 0, place.scope))
     except OSError:
         sock.close()
@@ -8833,13 +9333,37 @@ class Dialled:
     sock: socket.socket
     place: Path
     source: str
+    unanswered: int = 0                  # asks in a row
 
 
 class Network:
-    def __init__(self, listen: Iterable[HostPort]) -> None:
-        self.listening = [listening(place) for place in listen]
+    def __init__(self, listen: Sequence[HostPort]) -> None:
+        udp_socket().close()                                      # Fatal, if that is not to be had here
+        self.listening: dict[int, tuple[HostPort, socket.socket]] = {}          # by number, never given twice
+        self.doors = 0
         self.dialled: dict[str, Dialled] = {}
         self.resolver = Resolver()
+        self.listen(listen)
+
+    def listen(self, wanted: Sequence[HostPort]) -> None:
+        """At these places, and no others.  Fatal if that cannot be, and then all is as it was."""
+        before = [place for place, _ in self.listening.values()]
+        for door, (place, sock) in list(self.listening.items()):
+            if place not in wanted:                               # closed first: the new one may overlap it
+                del self.listening[door]
+                sock.close()
+        try:
+            for place in wanted:
+                if place not in before:
+                    self.open_door(place)
+        except Fatal:
+            if before and before != list(wanted):
+                self.listen(before)
+            raise
+
+    def open_door(self, place: HostPort) -> None:
+        self.listening[self.doors] = place, listening(place)
+        self.doors += 1
 
     def drain(self, sock: socket.socket, door: int) -> Iterator[tuple[bytes, Path]]:
         """What is there to be read, a bounded batch of it."""
@@ -8855,37 +9379,40 @@ class Network:
     def send(self, datagram: bytes, path: Path) -> None:
         """By the socket, address and interface on which the ask came."""
         ancillary = [(socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, path.info)] if path.info else []
-        self.listening[path.door].sendmsg([datagram], ancillary, 0, (path.host, path.port, 0, path.scope))
+        if path.door not in self.listening:
+            raise OSError(errno.ENOTCONN, "the socket on which it was asked is closed")
+        _, sock = self.listening[path.door]
+        sock.sendmsg([datagram], ancillary, 0, (path.host, path.port, 0, path.scope))
 
-    def dial(self, name: str, place: Path, better: Callable[[str], str]) -> Dialled:
-        """The same socket as long as neither end's address changes.  OSError if there is no way there.
+    def dial(self, name: str, place: Path, source: str, index: int) -> Dialled:
+        """The socket from this address of ours (its interface has that index) to that place; OSError.
 
-        `better` than the address that the kernel would send from may be another one.
+        It stays as long as neither end's address changes, and it is answered: a NAT on the way may go on sending what
+        comes by the same ports to where a connection of before went.
         """
-        probe = connected(place, "")
-        source = better(probe.getsockname()[0])
-        if source != probe.getsockname()[0]:
-            probe.close()
-            probe = connected(place, source)
         known = self.dialled.get(name)
-        if known is not None and (known.place, known.source) == (place, source):
-            probe.close()
+        if known is not None and (known.place, known.source) == (place, source) and known.unanswered < SAME_PORT_ASKS:
             return known
         if known is not None:
+            del self.dialled[name]
             known.sock.close()
-        self.dialled[name] = Dialled(probe, place, source)
+        self.dialled[name] = Dialled(connected(place, source, index), place, source)
         return self.dialled[name]
 
     def close(self) -> None:
-        for sock in (*self.listening, *(dialled.sock for dialled in self.dialled.values())):
+        for sock in self.sockets():
             sock.close()
+
+    def sockets(self) -> list[socket.socket]:
+        return [*(sock for _, sock in self.listening.values()), *(dialled.sock for dialled in self.dialled.values())]
 
 
 class Talker:
     """A node and its sockets: what the daemon and a single `ask` have in common."""
 
-    def __init__(self, node: Node, listen: Iterable[HostPort]) -> None:
-        self.node, self.network, self.kernel = node, Network(listen), Kernel(node.config.mark)
+    def __init__(self, node: Node, listen: Sequence[HostPort]) -> None:
+        self.node, self.network = node, Network(listen)
+        self.kernel = Kernel(node.config.mark, devices_of(node.config))
 
     def close(self) -> None:
         self.network.close()
@@ -8897,13 +9424,17 @@ class Talker:
 
     def take(self, datagram: bytes, path: Path, name: str, now: Now) -> list[list[Effect]]:
         try:
-            return [self.node.received(datagram, path, now, name)]
+            effects = self.node.received(datagram, path, now, name)
+            if name in self.network.dialled:
+                self.network.dialled[name].unanswered = 0
+            return [effects]
         except Stranger as why:
             events = self.meet(now)
             if why.key in self.node.grantor.agreements:
                 return [*events, *self.take(datagram, path, name, now)]
             self.node.counters["drop stranger"] += 1
-            log.limited("stranger", "stranger source=%s to_admit=\"[grantee NAME] key = %s\"", path, show_key(why.key))
+            log.limited("stranger", "stranger source=%s to_admit=\"[grantee NAME] key = %s\"", path, show_key(why.key),
+                        level=Level.NOTICE)
             return events
         except Drop as why:
             self.node.counters[f"drop {why}"] += 1
@@ -8916,7 +9447,7 @@ class Talker:
 
     def hear_all(self, readable: list[Any], now: Now) -> list[list[Effect]]:
         """Every socket that has something, one after the other."""
-        doors = [(sock, door, "") for door, sock in enumerate(self.network.listening)]
+        doors = [(sock, door, "") for door, (_, sock) in self.network.listening.items()]
         doors += [(dialled.sock, 0, name) for name, dialled in self.network.dialled.items()]
         events = [effects for row in doors if row[0] in readable for effects in self.hear(*row, now)]
         if self.network.resolver.readable in readable:
@@ -8926,8 +9457,7 @@ class Talker:
         return events
 
     def sockets(self) -> list[Any]:
-        return [*self.network.listening, self.network.resolver.readable,
-                *(dialled.sock for dialled in self.network.dialled.values())]
+        return [*self.network.sockets(), self.network.resolver.readable]
 
     def call(self, effect: Call, now: Now) -> None:
         grantee = self.node.grantees.get(effect.grantor)
@@ -8935,7 +9465,14 @@ class Talker:
         if place is None:
             return
         try:
-            dialled = self.network.dial(effect.grantor, place, partial(self.node.better_source, effect.grantor))
+            way = self.kernel.way_to(place)
+            if way is None:
+                raise OSError(errno.ENETUNREACH, "there is no route to it")
+            source = self.node.source_for(effect.grantor, place, way)
+            if not source:
+                raise OSError(errno.EADDRNOTAVAIL, "there is no address to ask from")
+            dialled = self.network.dial(effect.grantor, place, source, self.kernel.links.index(way.reach.dev))
+            dialled.unanswered += 1
             dialled.sock.send(self.node.compose(effect.grantor, dialled.source, now))
             log.debug("asked grantor=%s at=%s from=%s", effect.grantor, place, dialled.source)
         except OSError as why:
@@ -8956,6 +9493,8 @@ class Talker:
             except OSError:
                 found = ()
             self.network.resolver.told(effect.grantor, effect.host, found)
+        elif "%" in effect.host and is_numeric(effect.host):
+            self.network.resolver.told(effect.grantor, effect.host, scoped_places(effect.host, self.kernel.links))
         else:
             self.network.resolver.look_up(effect.grantor, effect.host)
 
@@ -9133,7 +9672,7 @@ class Ports:
             if why.errno:
                 self.retry_at = min(self.retry_at, now.boot + (RETRY_INSTALL_S if why.errno == errno.EPERM else 1.0))
             if self.node.deaf.get(dev) != str(why.strerror):
-                log.info("cannot listen interface=%s why=\"%s\"", dev, why.strerror)
+                log.warning("cannot listen interface=%s why=\"%s\"", dev, why.strerror)
                 self.node.deaf[dev] = str(why.strerror)
 
     @staticmethod
@@ -9289,6 +9828,7 @@ class Hooks:
         self.calls: deque[tuple[Contact, HookCall]] = deque()     # of one event
         self.told: dict[tuple[str, str], HookCall] = {}           # the last call for each grantor, in each style
         self.running: subprocess.Popen[bytes] | None = None
+        self.command = ""                                         # that runs
         self.kill_at = inf
 
     def add(self, name: str, event: str) -> None:
@@ -9315,21 +9855,23 @@ class Hooks:
         try:
             self.running = subprocess.Popen([contact.hook, *call[0]], stdin=subprocess.DEVNULL, stdout=2, stderr=2,
                                             start_new_session=True, env={**os.environ, **call[1]})
-            self.kill_at = now.boot + HOOK_S
+            self.command, self.kill_at = " ".join([contact.hook, *call[0]]), now.boot + HOOK_S
         except OSError as why:
-            log.info("hook failed hook=%s why=\"%s\"", contact.hook, why.strerror)
+            log.warning("hook failed hook=%s why=\"%s\"", contact.hook, flaw_in_script(contact.hook) or why.strerror)
 
     def check(self, now: Now) -> None:
         if self.running is None:
             return
         code = self.running.poll()
         if code is None and now.boot >= self.kill_at:
-            log.info("hook killed after=%d", HOOK_S)
+            log.warning("hook killed hook=\"%s\" after=%d", self.command, HOOK_S)
             os.killpg(self.running.pid, signal.SIGKILL)
-            code = self.running.wait()
-        if code is not None:
-            log.debug("hook ended code=%d", code)
-            self.running, self.kill_at = None, inf
+            self.running.wait()
+        elif code:
+            log.warning("hook failed hook=\"%s\" code=%d", self.command, code)
+        elif code is None:
+            return
+        self.running, self.kill_at = None, inf
 
     def stop(self, node: Node) -> None:
         """The end is told too, but nobody waits for it for long."""
@@ -9661,6 +10203,7 @@ class Installer(Talker):
         super().__init__(Node(config, load_secret(config, make=True), boot_id(), os.urandom), config.listen)
         self.retry_install = inf
         self.awaited: set[str] = set()                            # interfaces that are not there, as was said
+        self.left: set[Key] = set()                               # made by a ddpd whose lease file is lost
 
     def install(self, now: Now) -> None:
         """Make the kernel equal to what is wanted, as far as it has changed."""
@@ -9683,15 +10226,20 @@ class Installer(Talker):
         self.strike_out([key for key, thing in node.made.items() if key not in kernel.installed
                          and (key not in node.wanted.things or key in refused) and not kernel.has(thing)], now)
         if gone or new:
-            self.retry_install = now.boot + RETRY_INSTALL_S if refused or node.wanted.changed else inf
+            again = now.boot + RETRY_INSTALL_S if refused or node.wanted.changed else inf
+            self.retry_install = min(again, *(at for at in node.duplicates.values() if at > now.boot), inf)
 
     def make(self, new: list[Thing], now: Now) -> set[Key]:
         """As far as it may be; what of that is not there."""
         self.kernel.read_peers(new)
         others = self.kernel.neighbours(new)
-        ready = [thing for thing in new if self.may_make(thing, others)]
+        ready = [thing for thing in new if self.may_make(thing, others)
+                 and self.node.duplicates.get(thing_key(thing), -inf) <= now.boot]
         mark = self.kernel.mark
-        lines: list[ThingLine] = [(thing, add_line(thing, mark, now)) for thing in self.recorded(ready, now)]
+        recorded = self.recorded(ready, now)
+        lines: list[ThingLine] = [(thing, line) for thing in recorded if thing_key(thing) in self.node.duplicates
+                                  and self.kernel.has(thing) for line in delete_lines(thing, mark)]
+        lines += [(thing, add_line(thing, mark, now)) for thing in recorded]
         for thing in ready:
             if isinstance(thing, Address) and thing.address == DOOR_ADDRESS:
                 make_unicast(thing.dev)
@@ -9723,13 +10271,52 @@ class Installer(Talker):
 
     def recorded(self, new: list[Thing], now: Now) -> list[Thing]:
         """What carries no mark in the kernel is written down before it is made; what cannot be is not made."""
-        unmarked = {thing_key(thing): thing for thing in new if not isinstance(thing, Route)}
+        unmarked = {thing_key(thing): self.on_link(thing) for thing in new if not isinstance(thing, Route)}
         known = self.node.made
         unwritten = [key for key, thing in unmarked.items()
                      if key not in known or made_record(known[key]) != made_record(thing)]
         if self.record_made(unwritten, unmarked, now):
             return new
         return [thing for thing in new if isinstance(thing, Route) or thing_key(thing) in self.node.made]
+
+    def on_link(self, thing: Thing) -> Thing:
+        """With the index of its interface, so that it is known again under another name."""
+        return thing._replace(link=self.kernel.links.index(thing.dev)) if isinstance(thing, Address) else thing
+
+    def remove_strays(self, now: Now) -> None:
+        """An interface was renamed: what we have made on it belongs to the name that is configured, so it goes."""
+        strays = self.kernel.strays(self.node.made)
+        if not strays:
+            return
+        lines: list[ThingLine] = [(thing, line) for thing in strays.values()
+                                  for line in delete_lines(thing, self.kernel.mark)]
+        self.kernel.run(lines)
+        for thing in strays.values():
+            log.notice("removed address=%s interface=%s: it was made under another name", thing.address, thing.dev)
+        self.strike_out(strays, now)
+        self.kernel.lose(set(strays))
+        self.node.wanted.changed |= strays.keys()
+
+    def note_duplicates(self, now: Now) -> None:
+        """Another host has an address of ours: that is said once, and the address tried again and again."""
+        node, links = self.node, self.kernel.links
+        for key in self.kernel.found_duplicate(node.made):
+            thing = node.made[key]
+            if key not in node.duplicates and isinstance(thing, Address):
+                log.warning("duplicate address=%s interface=%s: another host has it; it is tried again every %d s",
+                            thing.address, thing.dev, DUPLICATE_S)
+            node.duplicates[key] = now.boot + DUPLICATE_S
+            node.wanted.changed |= self.kernel.lose({key})
+            self.retry_install = min(self.retry_install, node.duplicates[key])
+        for key in list(node.duplicates):
+            wanted = node.wanted.things.get(key)
+            if not isinstance(wanted, Address):                   # no longer wanted
+                del node.duplicates[key]
+                continue
+            place = links.index(wanted.dev), wanted.address
+            if place in links.addresses and place not in links.tentative:
+                log.notice("address=%s interface=%s is no duplicate any more", wanted.address, wanted.dev)
+                del node.duplicates[key]
 
     def note_made(self, failed: Mapping[int, str], lines: list[ThingLine]) -> None:
         for n, (thing, line) in enumerate(lines):
@@ -9753,13 +10340,18 @@ class Installer(Talker):
             return self.may_allow(thing)
         if isinstance(thing, Route | Rule) or thing_key(thing) in self.node.made:
             return True
+        if isinstance(thing, Address):                            # what lasts is the operator's; else left of a lease
+            links = self.kernel.links
+            there = links.index(thing.dev), thing.address
+            return not self.kernel.has(thing) or there in links.fading or (thing.address.is_address
+                                                                          and there in links.timed)
         return thing not in others if isinstance(thing, Neighbour) else not self.kernel.has(thing)
 
     def may_use(self, dev: str, flags: int) -> bool:
         """It is there; and a tunnel is ours."""
         if not self.kernel.links.has(dev, flags):
             if dev not in self.awaited:
-                log.info("waiting for interface=%s", dev)
+                log.warning("waiting for interface=%s", dev)
             self.awaited.add(dev)
             return False
         self.awaited.discard(dev)
@@ -9777,13 +10369,14 @@ class Installer(Talker):
         key = thing_key(thing)
         is_foreign = key not in self.node.made and self.kernel.has(thing)
         if is_foreign and thing.peer and key not in self.kernel.pending:
-            log.info("cannot make interface=%s why=\"there is one that ddpd has not made\"", thing.dev)
+            log.warning("cannot make interface=%s why=\"there is one that ddpd has not made\"", thing.dev)
         return not is_foreign
 
     def record_made(self, keys: Iterable[Key], things: Mapping[Key, Thing], now: Now) -> bool:
         """False if it cannot be written."""
         records = [made_record(things[key]) for key in keys]
-        if records and not self.store.save({key_of(record): record for record in records}, now):
+        if records and not self.store.save({key_of(record): record for record in records}, now) \
+                and not self.store.why_not:
             return False
         self.node.made |= {key: things[key] for key in keys}
         return True
@@ -9799,8 +10392,8 @@ class Installer(Talker):
 
 
 def has_granted(config: Config) -> bool:
-    """Beside the key stands that a missing lease file is a lost one."""
-    return os.path.exists(config.key + ".granted")
+    """Beside the key stands that a missing lease file is a lost one.  (A node that gives nothing may have that key.)"""
+    return bool(config.pools or config.pins.ordered) and os.path.exists(config.key + ".granted")
 
 
 def take_up(node: Node, read: OnFile | None, marked: bool, now: Now) -> list[Damage]:
@@ -9816,6 +10409,9 @@ def take_up(node: Node, read: OnFile | None, marked: bool, now: Now) -> list[Dam
     return damage
 
 
+WORRYING: Final = ("clone", "faded", "handler", "left", "lost", "no", "refused", "silent")       # first words of notes
+
+
 class Daemon(Installer):
     """Waits for the world, lets the node think, does what it says."""
 
@@ -9823,7 +10419,7 @@ class Daemon(Installer):
         super().__init__(config)
         self.marked = self.is_new = False                         # something was granted; there was no lease file
         self.lost: dict[Subnet, float] = {}                       # announced before: until when that is said
-        self.aims: dict[str, Path | None] = {}                    # to where the ways were looked at ...
+        self.aims: dict[Aim, Path | None] = {}                    # to where the ways were looked at ...
         self.routes_at = inf                                      # ... and when to look again: others' routes changed
         self.routes_s = ROUTES_S                                  # from a change until then
         self.links_at = -inf                                      # from when on changes of links are heard
@@ -9842,6 +10438,7 @@ class Daemon(Installer):
         self.node.grantor.site = load_handlers(config.handlers)
         self.unwritten: list[str] = []                            # of the accounting log
         self.loading: Steps[Config] | None = None
+        self.load_at = self.busy_until = -inf                     # when to go on; how long a locked file is waited for
         self.forced = self.load_again = False
         self.reloaders: list[Control] = []                        # who wait for the end of a reload
 
@@ -9858,17 +10455,37 @@ class Daemon(Installer):
         self.kernel.look()
         self.kernel.look_at_all(self.node.made)
         self.strike_out(self.kernel.taken, now)
+        if self.is_new:
+            self.adopt_left_behind()
+        self.remove_strays(now)
         self.node.adopt(self.kernel.installed.values())
         seen = self.see_links()
         found = self.see_tunnels() if self.is_new and self.config.contacts else []
         self.ports.follow(now)
         self.tell_lacking()
-        self.node.wanted.changed |= self.kernel.installed.keys() | self.node.wanted.things.keys()
+        self.node.wanted.changed |= (self.kernel.installed.keys() - self.left) | self.node.wanted.things.keys()
         self.perform([found, self.node.start(now), seen])
         self.perform([self.see_peers(now)])                       # of interfaces that may have been made just now
         self.tell_skipped()
         log.info("started version=%s key=%s listen=%s", VERSION, show_key(self.node.s.public),
                  ",".join(map(str, self.config.listen)) or "none")
+
+    def adopt_left_behind(self) -> None:
+        """There is no lease file, but what an earlier run has made for its leases: it stays until it is answered."""
+        found = self.kernel.left_behind()
+        if not found or not self.config.contacts:
+            return
+        log.notice("adopted things=%d: they lie inside of what ddpd has made, and the lease file is lost", len(found))
+        self.perform([self.node.adopt_left(found)])
+        self.kernel.look_at_all(self.node.made)
+        self.left = {key for key, thing in self.kernel.installed.items() if not isinstance(thing, Route)
+                     or thing.table != MAIN or not any(thing.reach)}
+
+    def remove_left(self) -> None:
+        """Every grantor has said what it gives: what was left and is not of that goes."""
+        if self.left and not any(grantee.unsettled for grantee in self.node.grantees.values()):
+            self.node.wanted.changed |= self.left
+            self.left, self.retry_install = set(), -inf
 
     def restore(self, now: Now) -> None:
         """Take up what is on file; what is lost or damaged makes a grantor careful."""
@@ -9876,24 +10493,32 @@ class Daemon(Installer):
         self.is_new = read is None
         self.marked = has_granted(self.config)
         if read is None and self.marked:
-            log.info("recovering file=%s why=lost (remove %s.granted to end it)", self.store.path, self.config.key)
+            log.warning("recovering file=%s why=lost (remove %s.granted to end it)", self.store.path, self.config.key)
         for line in take_up(self.node, read, self.marked, now):
-            log.info("damaged file=%s line=%d text=%s", self.store.path, line.line, line.text[:200] or "cut short")
+            log.warning("damaged file=%s line=%d text=%s", self.store.path, line.line, line.text[:200] or "cut short")
         changes: dict[Key, Record | None] = dict.fromkeys(self.node.outdated)
+        if self.store.why_not:
+            log.warning("%s: %s", self.store.why_not, NO_MEMORY)
         if not self.store.save(changes | {("run",): self.node.run_record(False, now)}, now):
             self.rewrite(clean=False)
 
     def rewrite(self, clean: bool) -> None:
         now = clock_now()
+        grantor = self.node.grantor
         try:
-            self.store.rewrite(self.node.records(clean, now))
-            if self.node.grantor.disk_full:
-                log.info("lease file can be written again file=%s", self.store.path)
-            self.node.grantor.disk_full = False
+            if self.store.why_not:                                # perhaps it can be written by now
+                self.store.acquire()
+            if not self.store.why_not:
+                self.store.rewrite(self.node.records(clean, now))
+                if grantor.disk_full or self.node.forgetful:
+                    log.notice("lease file can be written again file=%s", self.store.path)
         except OSError as why:
             log.limited("disk", "cannot write %s: %s", self.store.path, why.strerror)
-            self.node.grantor.disk_full = True
             self.store.retry_at = now.boot + RETRY_DISK_S
+        self.node.forgetful = bool(self.store.why_not)
+        grantor.disk_full = self.node.forgetful or self.store.fd < 0
+        if self.node.forgetful:                                   # who only asks goes on without
+            self.store.retry_at = now.boot + RETRY_DISK_S if self.config.pools else inf
 
     def leave(self) -> None:
         """A restart is no outage: but for `release = yes` nothing is released, nothing removed."""
@@ -10006,7 +10631,7 @@ class Daemon(Installer):
 
     def lose(self, announced: Iterable[Subnet], now: Now) -> None:
         """What was announced and is no more: hosts are told so for two hours."""
-        there = {(dev, own.network(64)) for dev, own, _, _ in subnets_of(self.node.grantees.values(), 6)}
+        there = {(thing.dev, thing.address.network(64)) for thing in subnets_of(self.node.grantees.values(), 6)}
         for subnet in announced:
             self.lost.setdefault(subnet, now.boot + LINGER_S)
         left = {subnet: until for subnet, until in self.lost.items() if subnet not in there and until > now.boot}
@@ -10014,10 +10639,11 @@ class Daemon(Installer):
 
     def note(self, effect: Note, _: Now) -> None:
         kind = effect.text.partition(" ")[0]
+        level = Level.WARNING if kind in WORRYING or " has no place: " in effect.text else Level.INFO
         if kind in ("refused", "clone", "nudged"):                # a peer can cause as many as it likes
-            log.limited(kind, "%s", effect.text)
+            log.limited(kind, "%s", effect.text, level=level)
         else:
-            log.info("%s", effect.text)
+            log.write(level, "%s", (effect.text,))
 
     ACTIONS: ClassVar[Mapping[type[Any], Callable[[Daemon, Any, Now], None]]] = {
         Send: send, Call: Talker.call, Lookup: Talker.look_up, Hook: hook, Note: note, Account: bill,
@@ -10070,7 +10696,8 @@ class Daemon(Installer):
         sockets += [self.kernel.monitor] if self.links_at <= now.boot else []
         sockets += [self.kernel.routes] if self.config.contacts and self.routes_at == inf else []
         writing = [*(control.sock for control in self.controls.open if control.unsent), *self.doors.writing()]
-        until = -inf if self.loading is not None or any(c.rows for c in self.controls.open if not c.unsent) else until
+        until = min(until, self.load_at) if self.loading is not None else until
+        until = -inf if any(c.rows for c in self.controls.open if not c.unsent) else until
         return self.answer_until(until, sockets, writing)
 
     def answer_until(self, until: float, sockets: list[Any], writing: list[Any]) -> list[Any]:
@@ -10098,7 +10725,7 @@ class Daemon(Installer):
             self.routes_at = now.boot + self.routes_s
         if now.boot >= self.peers_at:
             events.append(self.see_peers(now))
-        aims = {name: grantee.aim() for name, grantee in self.node.grantees.items()}
+        aims = self.node.aims()
         if aims != self.aims or now.boot >= self.routes_at:
             events.append(self.see_ways(aims, now))
         if self.wake in readable:
@@ -10112,6 +10739,8 @@ class Daemon(Installer):
         look, gone = self.kernel.changes()
         lost = self.kernel.lose({thing_key(thing) for thing in gone})
         effects = self.see_links() if look else []
+        if look:
+            self.note_duplicates(now)
         if look and self.config.guards:
             self.kernel.tables.texts.clear()                       # its key may be another one
             self.peers_at = now.boot
@@ -10124,6 +10753,7 @@ class Daemon(Installer):
             try:
                 self.kernel.look_at_all(self.node.made)
                 self.strike_out(self.kernel.taken, now)
+                self.remove_strays(now)
                 wanted, installed = self.node.wanted.things, self.kernel.installed
                 lost |= {key for key, thing in wanted.items() if installed.get(key) != thing}
             except OSError as why:                                # the next event, or retry, finds it
@@ -10194,7 +10824,7 @@ class Daemon(Installer):
         self.repairs += 1
         return [Install()]
 
-    def see_ways(self, aims: dict[str, Path | None], now: Now) -> list[Effect]:
+    def see_ways(self, aims: dict[Aim, Path | None], now: Now) -> list[Effect]:
         """How the grantors are reached: looked at when links or routes have changed, or another place is asked."""
         stirred = now.boot >= self.routes_at
         self.aims = aims
@@ -10202,7 +10832,7 @@ class Daemon(Installer):
             if stirred:
                 self.routes_at = inf
                 self.kernel.watch_routes()
-            ways = {name: self.kernel.way_to(place) for name, place in aims.items() if place is not None}
+            ways = {aim: self.kernel.way_to(place) for aim, place in aims.items() if place is not None}
             gateways = self.kernel.gateways() if self.wants_gateways else ()
             self.routes_s = max(ROUTES_S, 20 * (clock_now().boot - now.boot))          # where the table is very long
             return self.node.routed(ways, gateways, stirred, now)
@@ -10225,12 +10855,13 @@ class Daemon(Installer):
             self.see_neighbours(now)
         if now.boot >= self.store.retry_at:
             self.rewrite(clean=False)
+        self.remove_left()
         if now.boot >= self.retry_install or self.ports.wired:
             self.retry_install, self.ports.wired = inf, False
             self.install(now)
         if now.boot >= self.status_at:
             self.show_status(now)
-        if self.loading is not None:
+        if self.loading is not None and now.boot >= self.load_at:
             self.load_on(now)
 
     # -- signals -------------------------------------------------------------------------
@@ -10248,7 +10879,7 @@ class Daemon(Installer):
         if number == signal.SIGHUP and not self.stopping:
             self.reload()
         elif number == signal.SIGUSR1 and not self.stopping:
-            return self.node.operate(Event.NUDGED, "", now)
+            return self.node.operate(Event.RENEW, "", now)
         return []
 
     def told_to_end(self, now: Now) -> list[Effect]:
@@ -10263,6 +10894,7 @@ class Daemon(Installer):
     def reload(self, forced: bool = False) -> None:
         if self.loading is None:
             self.loading = loading(self.config.file, self.config)
+            self.load_at, self.busy_until = -inf, clock_now().boot + BUSY_S
         else:
             self.load_again = True                                # the file has changed while it was read
         self.forced |= forced
@@ -10276,11 +10908,17 @@ class Daemon(Installer):
             return
         except StopIteration as done:
             why, effects = self.take_over(done.value, now)
+        except BusyFileError as wrong:
+            if now.boot < self.busy_until:
+                log.limited("busy", "waiting: %s", wrong, level=Level.NOTICE)
+                self.loading, self.load_at = loading(self.config.file, self.config), now.boot + RETRY_BUSY_S
+                return
+            why = str(wrong)
         except ConfigError as wrong:
             why = str(wrong)
         self.loading = None
         if why:
-            log.info("reload refused why=\"%s\"", why)
+            log.error("reload refused why=\"%s\"", why)
         if self.load_again:
             self.load_again, self.loading = False, loading(self.config.file, self.config)
         else:
@@ -10299,10 +10937,17 @@ class Daemon(Installer):
             site = load_handlers(config.handlers)
         except ConfigError as why:
             return str(why), []
-        fixed = {key: getattr(self.config, key) for key in ("key", "listen", "leases", "control", "mark", "status")}
+        try:
+            self.network.listen(config.listen)
+        except Fatal as why:
+            return str(why), []
+        if config.listen != self.config.listen:
+            log.notice("listens at=%s", ",".join(map(str, config.listen)) or "none")
+        self.kernel.called = devices_of(config)
+        fixed = {key: getattr(self.config, key) for key in ("key", "leases", "control", "mark", "status")}
         changed = [key for key, value in fixed.items() if getattr(config, key) != value]
         if changed:
-            log.info("reload: %s changed: takes effect after a restart", ", ".join(changed))
+            log.warning("reload: %s changed: takes effect after a restart", ", ".join(changed))
         self.config = config = replace(config, **fixed)
         if not has_granted(config) and self.node.grantor.recovering_until > now.boot:
             self.node.grantor.recovering_until = now.boot         # the operator has removed it to say so
@@ -10324,12 +10969,13 @@ class Daemon(Installer):
 
     def tell_lacking(self) -> None:
         """What of the configuration the system does not allow, or makes of no use."""
-        for line in (*lacking(self.config), *hindrances(self.config), *tunnel_hindrances(self.config)):
-            log.info("warning: %s", line)
+        for line in (*lacking(self.config), *hindrances(self.config), *tunnel_hindrances(self.config),
+                     *lan_hindrances(self.config)):
+            log.warning("warning: %s", line)
 
     def tell_skipped(self) -> None:
         for line in self.config.skipped:
-            log.info("%s", line)
+            log.warning("%s", line)
 
     # -- orders from the control socket ----------------------------------------------------
 
@@ -10379,7 +11025,7 @@ class Daemon(Installer):
         if what == "ask":
             control.asked, control.answers = names[0], self.node.grantees[names[0]].answers
         for each in names:
-            self.perform([self.node.operate(Event.RELEASE if what == "release" else Event.NUDGED, each, now)])
+            self.perform([self.node.operate(Event.RELEASE if what == "release" else Event.RENEW, each, now)])
         return None if what == "ask" else {}
 
     ORDERS: ClassVar[Mapping[str, Callable[[Daemon, Control, Mapping[str, Any], Now], dict[str, Any] | None]]] = {
@@ -10449,6 +11095,20 @@ def run(options: Options) -> int:
     return 0
 
 
+def link_notes(config: Config) -> Iterator[str]:
+    """Which of its own networks this node will not give away."""
+    try:
+        links = links_of(exchange(RTM["link"] + RTM_GET, NLM_F_DUMP, bytes(16))
+                         + exchange(RTM["address"] + RTM_GET, NLM_F_DUMP, bytes(16)), devices_of(config))
+    except OSError:
+        return
+    for index, own in links.addresses:
+        network = own.network(own.length)
+        yield from (f"[pool {pool.name}] does not give {network}: that is the network of {links.names.get(index)}"
+                    for pool in config.pools if not own.is_address and pool.prefix.length < own.length
+                    and pool.prefix.holds(network) and pool.give[0] < WIDTH[own.version])
+
+
 def warnings(config: Config) -> Iterator[str]:
     """What is allowed, but probably not meant."""
     if config.pools:
@@ -10460,13 +11120,18 @@ def warnings(config: Config) -> Iterator[str]:
                 for pool in config.pools if pool.has_twins)
     yield from (f"warning: [pool {pool.name}] share: [ndp {ndp.dev}] does not answer for what a twin has leased"
                 for pool in config.pools for ndp in config.ndp if pool.has_twins and ndp.leased)
-    yield from (f"warning: {line}" for line in (*hindrances(config), *tunnel_hindrances(config)))
+    yield from (f"note: {line}" for line in link_notes(config))
+    yield from (f"warning: {line}" for line in (*hindrances(config), *tunnel_hindrances(config),
+                                                *lan_hindrances(config)))
     asked = {contact.name: [line.prefix.length for line in contact.lines] for contact in config.contacts}
     yield from (f"warning: [pool {pool.name}] give: [grantor {pool.follows.name}] is asked for nothing that is larger"
                 for pool in config.pools if pool.follows and pool.follows.kind == "grantor"
                 and min(asked[pool.follows.name], default=0) >= max(pool.give))
-    yield from (f"warning: [grantor {contact.name}] hook: {contact.hook} is no program"
-                for contact in config.contacts if contact.hook and not os.access(contact.hook, os.X_OK))
+    for contact in [contact for contact in config.contacts if contact.hook]:
+        if not os.access(contact.hook, os.X_OK):
+            yield f"warning: [grantor {contact.name}] hook: {contact.hook} is no program"
+        elif flaw_in_script(contact.hook):
+            yield f"warning: [grantor {contact.name}] hook: {contact.hook}: {flaw_in_script(contact.hook)}"
     yield from (f"warning: [grantor {contact.name}] ask: {line.prefix} has no subnet {number} for {dev}"
                 for contact in config.contacts for line in contact.lines for dev, number in lan_numbers(line.lans)
                 if lan_address(line.prefix, number, contact.suffix) is None)
@@ -10567,6 +11232,7 @@ def ask_once(config: Config, contact: Contact, event: Event, wait_s: float) -> d
     while not grantee.answers and now.boot < until:
         for effect in effects:
             if isinstance(effect, Call):
+                node.links = talker.kernel.look()                 # an address may have become ready
                 talker.call(effect, now)
             elif isinstance(effect, Lookup):
                 talker.look_up(effect, now)
@@ -10622,7 +11288,7 @@ def ask(options: Options) -> int:
     except Silent:
         said = {}
     if said is None:
-        said = ask_once(config, contact, Event.NUDGED, options.wait_s)
+        said = ask_once(config, contact, Event.RENEW, options.wait_s)
     if "grants" not in said:
         said = {"grantor": contact.name, "status": "SILENT", "grants": [], "refused": [], "options": {}}
         sys.stderr.write(f"ddpd: {contact.name} does not answer\n")
@@ -10721,10 +11387,14 @@ def clean(options: Options) -> int:
     read = store.read()
     things = [made_of(record) for _, record in read[0].values() if record["kind"] == "made"] if read else []
     made = {thing_key(thing): thing for thing in things}
-    kernel = Kernel(config.mark)
+    kernel = Kernel(config.mark, devices_of(config))
     kernel.busybox = is_busybox()
     kernel.look()
     kernel.look_at_all(made)
+    if read is None:
+        made |= kernel.left_behind()
+        kernel.look_at_all(made)
+    kernel.installed |= kernel.strays(made)
     gone, _ = plan(kernel.installed, {}, kernel.installed)
     lines: list[ThingLine] = [(thing, line) for thing in gone for line in delete_lines(thing, config.mark)]
     failed = kernel.run(lines)

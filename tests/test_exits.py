@@ -24,6 +24,9 @@ LINKS = ddpd.Links({1: "lo", UP: "up", TUN: "tun0", 3: "br-lan"},
                    {1: 0x1, UP: 0x1043, TUN: 0x10D1, 3: 0x1003})
 
 
+OWN = "2001:db8:1::2"
+
+
 def at(boot: float) -> ddpd.Now:
     return ddpd.Now(boot, 1_700_000_000.0)
 
@@ -230,7 +233,7 @@ def test_default_auto_is_the_way_of_the_asks(name: str, found: ddpd.Way, gates: 
                                              six: str) -> None:
     home = Home("default = auto", "default = auto")
     home.answer(name, A, A4)
-    home.node.routed({name: found}, gates, stirred=False, now=at(T0))
+    home.node.routed({("grantor", name): found}, gates, stirred=False, now=at(T0))
     routes = {thing.prefix.version: ddpd.thing_reach(thing.reach) for thing in home.node.wanted.things.values()
               if isinstance(thing, ddpd.Route) and thing.table != ddpd.MAIN}
     assert routes == {version: reach for version, reach in ((4, four), (6, six)) if reach}
@@ -241,19 +244,19 @@ def test_default_auto_is_the_way_of_the_asks(name: str, found: ddpd.Way, gates: 
 def test_a_way_that_is_lost_leaves_the_default_route_as_it_was() -> None:
     home = Home("default = auto")
     home.answer("a", A)
-    home.node.routed({"a": way(via="fe80::1")}, (), stirred=False, now=at(T0))
+    home.node.routed({("grantor", "a"): way(via="fe80::1")}, (), stirred=False, now=at(T0))
     before = dict(home.node.wanted.things)
-    home.node.routed({"a": None}, (), stirred=True, now=at(T0))
+    home.node.routed({("grantor", "a"): None}, (), stirred=True, now=at(T0))
     assert home.node.wanted.things == before
 
 
 def test_what_was_known_of_the_other_family_stays_on_its_interface() -> None:
     """The IPv6 router is gone for a moment: what comes from the prefix must not leave by another exit."""
     home = Home(b="default = auto")
-    home.node.routed({"b": way()}, GATES, stirred=False, now=at(T0))
-    home.node.routed({"b": way()}, (), stirred=True, now=at(T0))
+    home.node.routed({("grantor", "b"): way()}, GATES, stirred=False, now=at(T0))
+    home.node.routed({("grantor", "b"): way()}, (), stirred=True, now=at(T0))
     assert home.b.reaches == {4: ddpd.Reach("192.0.2.1", "up"), 6: ddpd.Reach("fe80::9", "up")}
-    home.node.routed({"b": way("br-lan")}, (), stirred=True, now=at(T0))
+    home.node.routed({("grantor", "b"): way("br-lan")}, (), stirred=True, now=at(T0))
     assert home.b.reaches == {4: ddpd.Reach("192.0.2.1", "br-lan")}
 
 
@@ -281,16 +284,16 @@ def test_redistribute_is_a_route_by_source_and_the_mtu_is_that_of_the_way(more: 
 @pytest.mark.parametrize(("before", "after", "asks"), [
     (None, way(), True),                                   # there was none
     (way(), way("tun0"), True),                            # another interface
-    (way(source="::1"), way(source="::2"), True),          # another address of ours
+    (way(), way("br-lan"), True),                          # ... and from an address of another one
     (way(is_up=False), way(), True),                       # the cable is in again
     (way(), way(), False), (way(), None, False), (way(), way(is_up=False), False)])
 @pytest.mark.parametrize("state", [State.SEEKING, State.BOUND, State.RENEWING, State.REBINDING])
 def test_who_is_reached_otherwise_is_asked_at_once(state: State, before: ddpd.Way | None, after: ddpd.Way | None,
                                                    asks: bool) -> None:
     home = Home()
-    home.node.routed({"a": before}, (), stirred=False, now=at(T0))
+    home.node.routed({("grantor", "a"): before}, (), stirred=False, now=at(T0))
     home.a.enter(state, T0 + 500)
-    effects = home.node.routed({"a": after}, (), stirred=True, now=at(T0 + 1))
+    effects = home.node.routed({("grantor", "a"): after}, (), stirred=True, now=at(T0 + 1))
     assert (ddpd.Call("a") in effects) == asks
     assert (home.a.timer < T0 + 4) == asks                 # and patiently from the start again
 
@@ -298,17 +301,17 @@ def test_who_is_reached_otherwise_is_asked_at_once(state: State, before: ddpd.Wa
 def test_a_change_is_not_lost_because_somebody_looked_before_it_was_told() -> None:
     """Looked at because another grantor is asked elsewhere; that the network has changed is heard a moment later."""
     home = Home()
-    home.node.routed({"a": way()}, (), stirred=False, now=at(T0))
-    assert ddpd.Call("a") not in home.node.routed({"a": way("tun0")}, (), stirred=False, now=at(T0))
-    assert ddpd.Call("a") in home.node.routed({"a": way("tun0")}, (), stirred=True, now=at(T0))
-    assert home.a.way == way("tun0")
+    home.node.routed({("grantor", "a"): way()}, (), stirred=False, now=at(T0))
+    assert ddpd.Call("a") not in home.node.routed({("grantor", "a"): way("tun0")}, (), stirred=False, now=at(T0))
+    assert ddpd.Call("a") in home.node.routed({("grantor", "a"): way("tun0")}, (), stirred=True, now=at(T0))
+    assert home.a.way == way("tun0", source=OWN)
 
 
 def test_who_gave_everything_back_is_left_in_peace() -> None:
     home = Home()
     home.a.step(Event.RELEASE, at(T0))
     home.a.enter(State.RELEASED, float("inf"))
-    assert ddpd.Call("a") not in home.node.routed({"a": way()}, (), stirred=True, now=at(T0))
+    assert ddpd.Call("a") not in home.node.routed({("grantor", "a"): way()}, (), stirred=True, now=at(T0))
 
 
 def test_the_default_routers_are_asked_each_once_best_first() -> None:
@@ -331,37 +334,6 @@ def test_a_default_router_that_goes_is_asked_no_more() -> None:
         place = node.grantees["a"].place()
         assert place is not None and place.host == host and ddpd.Call("a") in effects
     assert home.node.gateways == ()
-
-
-@pytest.mark.parametrize(("source", "better"), [
-    ("2001:db8:1::2", "2001:db8:1::2"),                    # not leased
-    ("2001:db8:a:100::1", "2001:db8:1::2"),                # leased: the other one of that interface
-    ("::ffff:10.1.7.1", "::ffff:192.0.2.2")])
-def test_asks_do_not_come_from_what_was_leased(source: str, better: str) -> None:
-    home = Home()
-    home.answer("a", A, A4)
-    home.a.way, home.a.target = way(), home.a.place()
-    assert home.node.better_source("a", source) == better
-    home.node.links = ddpd.Links()
-    assert home.node.better_source("a", source) == source  # if there is no other
-
-
-def test_another_address_of_ours_is_no_reason_to_change() -> None:
-    """Temporary addresses come every day; the kernel would send from the newest."""
-    home = Home()
-    first, newer = "2001:db8:1::2", "2001:db8:1::66"
-    home.node.routed({"a": way(source=first)}, (), stirred=False, now=at(T0))
-    more = replace(LINKS, addresses=(*LINKS.addresses, (UP, ddpd.parse_interface(f"{newer}/64"))))
-    home.node.linked(more, at(T0))
-    assert ddpd.Call("a") not in home.node.routed({"a": way(source=newer)}, (), stirred=True, now=at(T0))
-    assert home.node.better_source("a", newer) == first
-    home.a.turn, home.a.found["x"] = 1, (ddpd.Path("::ffff:192.0.2.9", 0),)               # another place is tried
-    home.a.contact = replace(home.a.contact, addresses=(*home.a.contact.addresses, ddpd.HostPort("x", 1)))
-    assert home.node.better_source("a", "::ffff:192.0.2.2") == "::ffff:192.0.2.2"
-    home.a.turn = 0
-    home.node.linked(replace(more, fading=frozenset({more.addresses[1]})), at(T0))         # it is deprecated
-    assert home.node.better_source("a", newer) == newer
-    assert ddpd.Call("a") in home.node.routed({"a": way(source=newer)}, (), stirred=True, now=at(T0))
 
 
 # ==== netlink =========================================================================

@@ -72,22 +72,27 @@ AFTER = {
     (State.SEEKING,   Event.DUE):      (State.SEEKING, True),
     (State.SEEKING,   Event.ANSWERED): (State.SEEKING, False),
     (State.SEEKING,   Event.NUDGED):   (State.SEEKING, True),
+    (State.SEEKING,   Event.RENEW):    (State.SEEKING, True),
     (State.SEEKING,   Event.RELEASE):  (State.RELEASED, True),
     (State.BOUND,     Event.DUE):      (State.RENEWING, True),
     (State.BOUND,     Event.ANSWERED): (State.BOUND, False),
     (State.BOUND,     Event.NUDGED):   (State.RENEWING, True),
+    (State.BOUND,     Event.RENEW):    (State.REBINDING, True),
     (State.BOUND,     Event.RELEASE):  (State.RELEASED, True),
     (State.RENEWING,  Event.DUE):      (State.RENEWING, True),
     (State.RENEWING,  Event.ANSWERED): (State.BOUND, False),
     (State.RENEWING,  Event.NUDGED):   (State.RENEWING, True),
+    (State.RENEWING,  Event.RENEW):    (State.REBINDING, True),
     (State.RENEWING,  Event.RELEASE):  (State.RELEASED, True),
     (State.REBINDING, Event.DUE):      (State.REBINDING, True),
     (State.REBINDING, Event.ANSWERED): (State.BOUND, False),
     (State.REBINDING, Event.NUDGED):   (State.RENEWING, True),
+    (State.REBINDING, Event.RENEW):    (State.REBINDING, True),
     (State.REBINDING, Event.RELEASE):  (State.RELEASED, True),
     (State.RELEASED,  Event.DUE):      (State.RELEASED, True),
     (State.RELEASED,  Event.ANSWERED): (State.RELEASED, False),
     (State.RELEASED,  Event.NUDGED):   (State.SEEKING, True),
+    (State.RELEASED,  Event.RENEW):    (State.SEEKING, True),
 }
 
 
@@ -268,7 +273,7 @@ def test_what_is_not_believed(bad: ddpd.Grant, why: str) -> None:
     leaf = Leaf()
     leaf.answer(bad)
     assert leaf.held() == {} and leaf.node.wanted.things == {}
-    assert why in leaf.grantee.complaints[bad.slot]
+    assert why in leaf.grantee.complaints[bad.slot][1]
     assert leaf.grantee.state is State.SEEKING and leaf.grantee.timer > T0 + 50
 
 

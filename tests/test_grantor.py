@@ -170,14 +170,27 @@ def test_oldest_first_when_nothing_else_is_left() -> None:
     assert hub.refused("alice", want(0)) == [ddpd.Reason.FULL]
 
 
-def test_at_most_four_are_held_back() -> None:
-    hub = Hub(more="limit = 8\nrate = 6/30s")
-    prefixes = hub.get("alice", *[want(slot) for slot in range(6)])
-    for slot in range(6):
+def test_what_all_slots_had_is_held_back() -> None:
+    """A router whose interface goes down and up again releases all that it has, and gets it back."""
+    hub = Hub(more="limit = 16\nrate = 32/30s")
+    prefixes = hub.get("alice", *[want(slot) for slot in range(16)])
+    hub.ask("alice", releases=tuple(range(16)))
+    assert set(hub.grantor.former) == set(prefixes)
+    assert hub.get("alice", *[want(slot) for slot in range(16)]) == prefixes
+
+
+def test_of_one_slot_at_most_four_more_are_held_back() -> None:
+    hub = Hub(more="limit = 8\nrate = 90/30s\nlengths = /56-/64")
+    given = []
+    for length in (56, 57, 58, 59, 60, 61, 62, 63):
+        given += hub.get("alice", want(0, f"::/{length}"))
         hub.later(1)
+        hub.ask("alice", releases=(0,))
+    for slot in range(1, 8):
+        given += hub.get("alice", want(slot))
         hub.ask("alice", releases=(slot,))
-    assert set(hub.grantor.former) == set(prefixes[2:])
-    assert hub.grantor.stock.is_free(prefixes[0]) and not hub.grantor.stock.is_free(prefixes[2])
+    assert len(hub.grantor.former) <= ddpd.MAX_FORMER + ddpd.MAX_SLOTS
+    assert set(given[-8:]) <= set(hub.grantor.former)
 
 
 def test_hold_ends() -> None:

@@ -321,12 +321,35 @@ def test_a_clean_restart_is_exact() -> None:
     assert restored(left, run(True, at=5.0, boot="another")) == [500]
 
 
-def test_a_crash_leaves_the_full_lifetime_and_two_leave_nothing() -> None:
+def test_a_crash_leaves_the_full_lifetime() -> None:
     assert restored(granted(1, left=500, epoch=4), run(False)) == [3600]
+    assert restored(granted(1, left=500, epoch=4), run(False, at=NOW.boot - 100)) == [3600], "renewed a moment ago?"
+
+
+def test_after_two_crashes_what_is_known_to_have_passed_counts_and_no_more() -> None:
+    """It was not renewed in the run that crashed last, so all of that has passed; of another boot that is unknown."""
+    old = granted(1, left=500, epoch=3)
+    assert restored(old, run(False, at=NOW.boot - 100)) == [3500]
+    assert restored(old, run(False, at=NOW.boot - 100, boot="another")) == [3600]
     fresh = node()
-    fresh.restore([run(False), granted(1, left=500, epoch=3)], NOW)
+    fresh.restore([run(False, at=NOW.boot - 3700), old], NOW)
     fresh.woke(NOW)
     assert fresh.grantor.peers[ALICE].living() == []
+
+
+def test_a_crash_loop_ends_no_lease() -> None:
+    records: list[ddpd.Record] = [run(False), granted(1, left=3600, epoch=4)]
+    for n in range(50):
+        now = NOW._replace(boot=NOW.boot + 60 * n)
+        made = node()
+        made.restore(records, now)
+        made.woke(now)
+        assert [lease.prefix for lease in made.grantor.peers[ALICE].living()], n
+        records = list(made.records(False, now))
+
+
+def test_a_deprecated_lease_only_counts_down() -> None:
+    assert restored(granted(1, left=500, epoch=4, state="deprecated"), run(False)) == [500]
 
 
 def test_crashes_are_counted_in_the_file() -> None:
@@ -336,8 +359,6 @@ def test_crashes_are_counted_in_the_file() -> None:
     again = node()
     again.restore(list(made.records(False, NOW)), NOW)
     assert again.grantor.epoch == 6
-    again.woke(NOW)
-    assert again.grantor.peers[ALICE].living() == []
 
 
 def test_for_ever_is_for_ever() -> None:

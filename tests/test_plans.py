@@ -180,11 +180,10 @@ def test_rules_of_the_kernel(body: bytes, thing: ddpd.Rule | None) -> None:
     assert ddpd.rule_of(body, 221) == thing
 
 
-def address(index: int, own: ddpd.Prefix, local: bool) -> bytes:
+def address(index: int, own: ddpd.Prefix, local: bool, far: ddpd.Prefix | None = None) -> bytes:
     family = socket.AF_INET if own.version == 4 else socket.AF_INET6
     head = struct.pack("=BBBBI", family, own.length, 0, 0, index)
-    peer = attribute(1, bytes(len(own.packed))) if local else attribute(1, own.packed)
-    return head + peer + (attribute(2, own.packed) if local else b"")
+    return head + attribute(1, far.packed if far else own.packed) + (attribute(2, own.packed) if local else b"")
 
 
 MAC = b"\2\0\0\0\0\x05"
@@ -200,12 +199,40 @@ def test_links_and_addresses_of_the_kernel() -> None:
     data = b"".join([message(16, link(2, "eth0")), message(16, link(5, "wg0")),
                      message(20, address(2, A6, local=False)), message(20, address(2, A4, local=True))])
     links = ddpd.links_of(ddpd.netlink_messages(data))
-    assert links == ddpd.Links({2: "eth0", 5: "wg0"}, ((2, A6), (2, A4)), {2: 1, 5: 1}, macs={2: MAC})
+    assert links == ddpd.Links({2: "eth0", 5: "wg0"}, ((2, A6), (2, A4)), {2: 1, 5: 1}, macs={2: MAC},
+                               timed=frozenset({(2, A6), (2, A4)}))
     assert links.neighbour(ddpd.parse_host("2001:db8:1::9"), 2)
     assert not links.neighbour(ddpd.parse_host("2001:db8:1::9"), 5)
     assert not links.neighbour(ddpd.parse_host("2001:db8:1::1"), 2), "that is ourselves"
     assert not links.neighbour(ddpd.parse_host("2001:db8:2::9"), 2)
     assert links.neighbour(ddpd.parse_host("10.1.0.77"), 2)
+
+
+def test_the_far_end_of_a_point_to_point_address_is_a_neighbour() -> None:
+    data = b"".join([message(16, link(2, "ppp0")), message(20, address(2, A4._replace(length=32), local=True,
+                                                                       far=ddpd.parse_host("10.2.0.1")))])
+    links = ddpd.links_of(ddpd.netlink_messages(data))
+    assert links.addresses == ((2, A4._replace(length=32)),) and links.far_ends == ((2, ddpd.parse_host("10.2.0.1")),)
+    assert links.neighbour(ddpd.parse_host("10.2.0.1"), 2) and not links.neighbour(ddpd.parse_host("10.2.0.1"), 3)
+    assert not links.neighbour(ddpd.parse_host("10.2.0.2"), 2)
+
+
+def test_an_interface_goes_by_the_name_that_the_configuration_uses() -> None:
+    others = attribute(52, b"".join(attribute(53, name + b"\0") for name in (b"guest", b"upstream")))
+    data = list(ddpd.netlink_messages(message(16, link(2, "eth0") + others)))
+    assert [ddpd.links_of(data, called).names[2] for called in ((), ["lan"], ["upstream"], ["upstream", "eth0"])] == \
+        ["eth0", "eth0", "upstream", "eth0"]
+
+
+def test_a_default_route_with_two_next_hops_is_two_gateways() -> None:
+    def hop(index: int, via: str) -> bytes:
+        parts = attribute(5, ddpd.parse_host(via).packed)
+        return struct.pack("=HBBI", 8 + len(parts), 0, 0, index) + parts
+    body = struct.pack("=BBBBBBBBI", 10, 0, 0, 0, 254, 3, 0, 1, 0)
+    body += attribute(6, struct.pack("=I", 1024)) + attribute(9, hop(2, "fe80::1") + hop(5, "fe80::2"))
+    found = ddpd.gateways_of([(24, body)], 221, {2: "eth0", 5: "eth1"})
+    assert [(one.reach.via, one.reach.dev, one.scope) for one in found] == \
+        [("fe80::1", "eth0", 2), ("fe80::2", "eth1", 5)]
 
 
 def test_a_host_address_has_no_neighbours() -> None:
