@@ -17,9 +17,11 @@ from __future__ import annotations
 
 import base64
 import ctypes
+import errno
 import hashlib
 import ipaddress
 import itertools
+import json
 import os
 import re
 import shlex
@@ -136,6 +138,9 @@ class Recorder:
                 self.seen.append(self.sock.recv(65535))
             except BlockingIOError:
                 return self.seen
+            except OSError as why:                              # told once, when it goes down
+                if why.errno != errno.ENETDOWN:
+                    raise
 
     def datagrams(self, port: int | None = None) -> list[Datagram]:
         """The UDP datagrams so far; with `port`, those from it or to it."""
@@ -241,6 +246,24 @@ class Host:
         udp sport {DDPD_PORT} numgen inc mod 10 {{ {tenths} }} drop
     }}
 }}""")
+
+    def notes_asks(self) -> None:
+        """From now on, each address and port from which something here asks is written down, sent or not."""
+        self.nft(f"""table inet asks {{
+    set six {{ type ipv6_addr . inet_service; flags dynamic; size 1000; }}
+    set four {{ type ipv4_addr . inet_service; flags dynamic; size 1000; }}
+    chain out {{
+        type filter hook output priority 0;
+        udp dport {DDPD_PORT} add @six {{ ip6 saddr . udp sport }}
+        udp dport {DDPD_PORT} add @four {{ ip saddr . udp sport }}
+    }}
+}}""")
+
+    def asked_from(self) -> set[tuple[str, int]]:
+        """What `notes_asks` has written down."""
+        shown = json.loads(self.ask("nft -j list table inet asks").stdout)["nftables"]
+        rows = [element["concat"] for row in shown if "set" in row for element in row["set"].get("elem", ())]
+        return {(address, port) for address, port in rows}
 
     # -- programs ----------------------------------------------------------------------
 

@@ -12,16 +12,18 @@ again.
 
 from __future__ import annotations
 
+import random
 import re
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
-from ipaddress import ip_network
+from ipaddress import IPv6Network, ip_address, ip_interface, ip_network
 
 from daemon import PROGRAM, compiled
-from lab import Lab, LabError, busybox_path, eventually
+from lab import Host, Lab, LabError, Program, busybox_path, eventually
 
 FIXED_S = 6.0                             # until all is as it should be; most takes 0.2 s
 NAMES = ("203.0.113.1", "203.0.113.2"), ("2001:db8:ee::1", "2001:db8:ee::2")
@@ -332,3 +334,288 @@ EVENTS: dict[str, Callable[[Life], None]] = {event.__name__: event for event in 
     Life.rules_are_removed, Life.restarted, Life.killed, Life.upgraded, Life.rebooted,
     Life.rebooted_without_its_lease_file, Life.nat_forgets, Life.grantor_is_restarted, Life.name_is_not_known,
     Life.grantor_moves)}
+
+
+# ==== an upstream that is never the same ================================================
+#
+#    host:eth0 --- lan home up --------- down mid far ----------- down exit lo 2001:db8:ee::1
+#                  br-lan    2001:db8:1::2    2001:db8:2::2      2001:db8:2::1
+#              radvd or dnsmasq              drops what is leased
+#
+# The provider numbers the uplink out of a prefix of its own, another one each time, or leaves it with nothing but a
+# link-local address and gives a prefix for the LAN.  It lets nothing in that comes from a leased address: what is asked
+# from there is never answered.
+
+POOLS = IPv6Network("2001:db8:4000::/36")              # all that is ever leased here
+LEASES = """
+[pool six]
+prefix    = {pool}
+give      = /56
+lifetime  = 2m
+preferred = {preferred}s
+renew     = 3s
+[grantee home]
+key   = @home
+pools = six
+route = none
+"""
+HOUSE = """
+[ddpd]
+radvd = {folder}/radvd.conf
+[grantor exit]
+key     = @exit
+address = 2001:db8:ee::1
+hook    = {folder}/hook
+ask     = ::/56 on br-lan
+"""
+HUP = """#!/bin/sh
+cd {folder} || exit
+[ ! -e radvd.pid ] || kill -HUP "$(cat radvd.pid)"
+"""
+FOLLOWS = "interface=br-lan\nenable-ra\ndhcp-range=::,constructor:br-lan,ra-only\nra-param=br-lan,4\n"
+PREFERRED_S = 14
+LATE_S = 2.0                              # for which a host may prefer what br-lan prefers no longer
+BOOTED_S = 5.0                            # ... after a reboot of the router, from when it is bound
+SETTLED_S = 15.0
+
+
+def is_leased(prefix: str) -> bool:
+    return IPv6Network(prefix).subnet_of(POOLS)
+
+
+class Wrong(AssertionError):  # noqa: N818 - a verdict
+    """What must never be was, for a moment."""
+
+
+class Watch(threading.Thread):
+    """Looks all the time, whatever happens meanwhile; what it has seen is in `wrong`."""
+
+    def __init__(self, weather: Weather) -> None:
+        super().__init__(daemon=True)
+        self.weather, self.wrong, self.looks = weather, "", 0
+        self.late: dict[str, float] = {}  # prefixes that the host should have left, since when
+        self.ended = threading.Event()
+        self.away = threading.Event()     # the router is off, and can tell nobody anything
+
+    def run(self) -> None:
+        while not self.ended.wait(0.1) and not self.wrong:
+            try:
+                self.look()
+            except Wrong as why:
+                self.wrong = str(why)
+
+    def look(self) -> None:
+        self.looks += 1
+        now, lan, host = time.monotonic(), self.weather.on_lan(), self.weather.on_host()
+        lost = set() if self.away.is_set() else set(filter(is_leased, host - lan))
+        self.late = {prefix: self.late.get(prefix, now) for prefix in lost}
+        for prefix, since in self.late.items():
+            if now - since > LATE_S:
+                raise Wrong(f"the host has preferred {prefix} for {now - since:.1f} s since br-lan does not")
+        for address, _ in self.weather.host_of_ddpd.asked_from():
+            if ":" in address and ip_address(address) in POOLS:
+                raise Wrong(f"asked from {address}, which is leased")
+        refused = [line for line in self.weather.home.log().splitlines() if "UNTRUSTED" in line]
+        if refused:
+            raise Wrong(refused[0])
+
+
+class Weather:
+    """The home of the picture, with one announcer, and what its provider and its grantor do to it."""
+
+    def __init__(self, lab: Lab, announcer: str, dice: random.Random) -> None:
+        self.lab, self.announcer, self.dice = lab, announcer, dice
+        self.host_of_ddpd, self.mid = lab["home"], lab["mid"]
+        self.folder, self.boots, self.pools, self.links = lab.folder, 1, 0, 0
+        self.numbered = True
+        self.program: Program | None = None
+        (self.folder / "hook").write_text(HUP.format(folder=self.folder))
+        (self.folder / "hook").chmod(0o755)
+        (self.folder / "fake.py").write_text(BOOT)
+        (self.folder / "boot").write_text("boot-1")
+        (self.folder / "dnsmasq.conf").write_text(FOLLOWS)
+        self.world()
+        self.exit = lab["exit"].ddpd(LEASES.format(pool=self.pool(), preferred=PREFERRED_S)).start()
+        self.home = self.host_of_ddpd.ddpd(HOUSE.format(folder=self.folder),
+                                           wrap=(sys.executable, str(self.folder / "fake.py"), str(self.folder)))
+        self.home.start()
+        self.announce()
+        self.settle()
+        self.watch = Watch(self)
+        self.watch.start()
+
+    # -- the world ---------------------------------------------------------------------
+
+    def world(self) -> None:
+        self.lab.cable("mid:far 2001:db8:2::2/64", "exit:down 2001:db8:2::1/64")
+        self.lab.cable("home:lan", "host:eth0")
+        self.host_of_ddpd.bridge("br-lan", "lan")
+        self.lab["exit"].address("lo", "2001:db8:ee::1/128")
+        self.lab["exit"].ip("route add default via 2001:db8:2::2")
+        self.mid.ip("route add 2001:db8:ee::/64 via 2001:db8:2::1")
+        self.mid.nft(f"""table ip6 bcp38 {{
+    chain in {{ type filter hook prerouting priority 0; iifname "down" ip6 saddr {POOLS} drop; }}
+}}""")
+        self.host_of_ddpd.notes_asks()
+        self.connect()
+
+    def connect(self) -> None:
+        """The uplink is there, with other numbers each time."""
+        self.lab.cable("home:up fe80::2/64", "mid:down fe80::1/64")
+        self.number()
+
+    def number(self) -> None:
+        """By an address on the uplink, or by a prefix for the LAN; then what was there goes."""
+        self.links += 1
+        net = f"2001:db8:a{self.links % 4096:03x}::"
+        self.host_of_ddpd.address("up" if self.numbered else "br-lan", f"{net}2/64")
+        self.mid.ip(f"-6 route replace {net}/64 via fe80::2 dev down")
+        self.host_of_ddpd.ip("-6 route replace default via fe80::1 dev up")
+        for dev in ("up", "br-lan"):
+            for address in self.host_of_ddpd.addresses(dev):
+                if address.startswith("2001:db8:a") and not address.startswith(net):
+                    self.host_of_ddpd.ip(f"addr del {address} dev {dev}")
+
+    def pool(self) -> str:
+        """Another /48 each time."""
+        self.pools += 1
+        return f"2001:db8:{0x4000 + self.pools:x}::/48"
+
+    def announce(self) -> None:
+        if self.announcer == "dnsmasq":
+            command = (f"dnsmasq --keep-in-foreground --port=0 --conf-file={self.folder}/dnsmasq.conf --pid-file= "
+                       f"--dhcp-leasefile={self.folder}/leases --log-facility=-")
+        else:
+            eventually((self.folder / "radvd.conf").exists, what="ddpd has written radvd.conf")
+            (self.folder / "radvd.pid").unlink(missing_ok=True)
+            command = (f"radvd --nodaemon --logmethod stderr --config {self.folder}/radvd.conf "
+                       f"--pidfile {self.folder}/radvd.pid")
+        self.program = self.host_of_ddpd.start(command)
+        if self.announcer == "radvd":
+            eventually((self.folder / "radvd.pid").exists, what="radvd runs")
+
+    # -- what there is -----------------------------------------------------------------
+
+    def on_lan(self) -> set[str]:
+        return self.preferred(self.host_of_ddpd, "br-lan")
+
+    def on_host(self) -> set[str]:
+        return self.preferred(self.lab["host"], "eth0")
+
+    def preferred(self, host: Host, dev: str) -> set[str]:
+        """The /64s in which a new connection may begin."""
+        shown = host.look(f"-6 -o addr show dev {dev} scope global")
+        return {str(ip_interface(line.split()[3]).network) for line in shown.splitlines()
+                if " preferred_lft 0sec" not in line}
+
+    def leased(self) -> set[str]:
+        """The /64 that br-lan is to have, if the grantor knows of one."""
+        return {str(next(ip_network(row["prefix"]).subnets(new_prefix=64))) for row in self.exit.status()["granted"]
+                if row["preferred"]}
+
+    def is_settled(self) -> bool:
+        wanted = self.leased()
+        lan, host = (set(filter(is_leased, found)) for found in (self.on_lan(), self.on_host()))
+        return len(wanted) == 1 and lan == host == wanted
+
+    def settle(self) -> float:
+        """Until the LAN and the host on it have what is leased, and nothing else; how long that took."""
+        began = time.monotonic()
+        try:
+            eventually(self.is_settled, SETTLED_S, every_s=0.1)
+        except LabError:
+            raise LabError(f"leased {self.leased()}, br-lan prefers {self.on_lan()}, the host {self.on_host()}\n"
+                           f"{self.home.log()[-2000:]}") from None
+        return time.monotonic() - began
+
+    # -- what happens --------------------------------------------------------------------
+
+    def renumber(self) -> None:
+        old = next(line for line in self.exit.config.read_text().splitlines() if line.startswith("prefix "))
+        self.exit.write(self.exit.config.read_text().replace(old, f"prefix    = {self.pool()}"))
+
+    def grantor_renumbers(self) -> None:
+        self.renumber()
+        assert self.exit.command("reload").returncode == 0
+
+    def grantor_renumbers_while_the_uplink_is_away(self) -> None:
+        self.host_of_ddpd.ip("link del dev up")
+        self.grantor_renumbers()
+        self.connect()
+
+    def grantor_is_killed(self) -> None:
+        self.exit.kill()
+        self.exit.start()
+
+    def grantor_is_replaced(self) -> None:
+        """By one that knows nothing of before, with the same key."""
+        self.exit.kill()
+        for name in ("leases.json", "key.granted"):
+            (self.exit.dir / name).unlink(missing_ok=True)
+        self.renumber()
+        self.exit.start()
+
+    def grantor_is_away_until_all_has_faded(self) -> None:
+        self.exit.kill()
+        eventually(lambda: not any(map(is_leased, self.on_lan())), PREFERRED_S + 3)
+        self.exit.start()
+
+    def uplink_is_away(self) -> None:
+        self.host_of_ddpd.ip("link del dev up")
+        time.sleep(self.dice.uniform(0, 5))
+        self.connect()
+
+    def uplink_goes_down_and_up(self) -> None:
+        self.host_of_ddpd.ip("link set dev up down")
+        self.host_of_ddpd.ip("link set dev up up")
+        self.host_of_ddpd.ip("addr replace fe80::2/64 dev up")
+        self.number()
+
+    def provider_renumbers(self) -> None:
+        self.number()
+
+    def provider_numbers_the_other_side(self) -> None:
+        """The uplink has an address from now on; or it has none, and the LAN has."""
+        self.numbered = not self.numbered
+        self.number()
+
+    def restarted(self) -> None:
+        self.home.stop()
+        self.home.start()
+
+    def killed(self) -> None:
+        self.home.kill()
+        self.home.start()
+
+    def lease_file_is_lost(self) -> None:
+        self.home.stop()
+        (self.home.dir / "leases.json").unlink()
+        self.home.start()
+
+    def router_is_rebooted(self) -> None:
+        """Its hosts remember; and in half of the cases there is another prefix when it is back."""
+        self.watch.away.set()
+        self.home.kill()
+        if self.program is not None:
+            self.program.end(hard=True)
+        self.host_of_ddpd.ip("link del dev up")
+        self.host_of_ddpd.look("addr flush dev br-lan scope global")
+        self.host_of_ddpd.look("-6 route flush table all proto 221")
+        self.host_of_ddpd.look("-6 rule del pref 22101")
+        self.boots += 1
+        (self.folder / "boot").write_text(f"boot-{self.boots}")
+        if self.dice.random() < 0.5:
+            self.grantor_renumbers()
+        self.connect()
+        for start in self.dice.sample([self.home.start, self.announce], 2):
+            start()
+        eventually(lambda: bool(self.leased() & self.on_lan()), SETTLED_S, "bound after the reboot")
+        eventually(lambda: self.on_host() <= self.on_lan(), BOOTED_S, "the host has left what was before the reboot")
+        self.watch.away.clear()
+
+
+WEATHER: dict[str, Callable[[Weather], None]] = {event.__name__: event for event in (
+    Weather.grantor_renumbers, Weather.grantor_renumbers_while_the_uplink_is_away, Weather.grantor_is_killed,
+    Weather.grantor_is_replaced, Weather.grantor_is_away_until_all_has_faded, Weather.uplink_is_away,
+    Weather.uplink_goes_down_and_up, Weather.provider_renumbers, Weather.provider_numbers_the_other_side,
+    Weather.restarted, Weather.killed, Weather.lease_file_is_lost, Weather.router_is_rebooted)}
