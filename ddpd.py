@@ -95,10 +95,12 @@ MAX_SESSIONS:   Final = 250_000        # sessions of a grantor in all
 SESSION_S:      Final = 23 * 3600      # seconds until a session is forgotten
 COOKIE_S:       Final = 120            # seconds that a cookie's secret, and a cookie, is used
 LATE_S:         Final = 120            # seconds after which an answer is too late
+MAX_AGAIN_S:    Final = 86_400         # seconds after which a refused slot is asked for again, whatever a grantor says
+GIVE_BACK_S:    Final = 2.0            # seconds until a grant that is not taken is given back
 SAME_PORT_ASKS: Final = 4              # unanswered asks in a row from one UDP port, then another is taken
 NAMES_S:        Final = 60             # seconds between two look-ups of a grantor's name, while it answers
 SOURCE_ASKS:    Final = 20             # handshakes a second from one IPv4 address or IPv6 /64, under load
-STALE_GAP_S:    Final = 1.0            # seconds between two STALE answers to one peer
+REACH_GAP_S:    Final = 3.0            # seconds between two changes of how a grantee is reached
 MAX_FORMER:     Final = 4              # ended leases held back for one grantee, beside the last one of each slot
 MAX_DEPRECATED: Final = 4              # deprecated leases kept for one grantee
 NUDGES:         Final = 8              # nudges without an answer, 1 s doubling
@@ -836,7 +838,7 @@ def cookie_key(grantor: bytes) -> bytes:
 class Session:
     """What a handshake leaves behind: a key and a counter for each direction."""
 
-    __slots__ = ("born", "ends", "got", "id", "opening", "peer", "sealing", "sent")
+    __slots__ = ("born", "ends", "got", "id", "number", "opening", "peer", "sealing", "sent")
 
     def __init__(self, handshake: Handshake, born: float, peer: Any = None) -> None:
         """As the initiator has it; `turned` is the responder's."""
@@ -844,6 +846,7 @@ class Session:
         self.sealing, self.opening = handshake.split()
         self.sent, self.got = 0, -1
         self.born, self.peer, self.ends = born, peer, ""
+        self.number = 0                                           # in the order in which a responder has made them
 
     def turned(self) -> Session:
         self.sealing, self.opening = self.opening, self.sealing
@@ -1399,7 +1402,7 @@ def parse_line(text: str) -> Line:
     if not parts or (len(parts) > 1 and parts[1] != "on") or len(parts) == 2:
         raise ValueError(f"'{text}' is no ask (such as `::/56 on br-lan br-guest=7`)")
     prefix = parse_prefix(parts[0])
-    if prefix.length < {4: 8, 6: 16}[prefix.version]:
+    if 0 < prefix.length < {4: 8, 6: 16}[prefix.version]:
         raise ValueError(f"{prefix} is too large to ask for")
     lans = tuple(parse_lan(part) for part in parts[2:])
     for numbers in ([lan.number for lan in lans if lan.number is not None], [lan.dev for lan in lans]):
@@ -2939,7 +2942,7 @@ RTM: Final = {"link": 16, "address": 20, "route": 24, "neighbour": 28, "rule": 3
 RTM_DELETED, RTM_GET = 1, 2                      # ... from those, that of what has gone, and of a question
 RTA_DST, RTA_SRC, RTA_IIF, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC = 1, 2, 3, 4, 5, 6, 7
 RTA_METRICS, RTA_MULTIPATH, RTA_TABLE, RTA_VIA = 8, 9, 15, 18
-RTAX_MTU, RTN_UNICAST = 2, 1
+RTAX_MTU, RTN_UNICAST, RTN_LOCAL = 2, 1, 2
 IFA_ADDRESS, IFA_LOCAL, IFLA_ADDRESS, IFLA_IFNAME, IFLA_PROP_LIST, IFLA_ALT_IFNAME = 1, 2, 1, 3, 52, 53
 IFA_F_DEPRECATED, IFA_F_DADFAILED, IFA_F_TENTATIVE, IFA_F_PERMANENT = 0x20, 0x08, 0x40, 0x80
 NDA_DST, NTF_PROXY, ARPHRD_ETHER = 1, 0x08, 1
@@ -3161,7 +3164,7 @@ def gateways_of(replies: Iterable[tuple[int, bytes]], mark: int, names: Mapping[
 def way_of(body: bytes, links: Links) -> Way | None:
     """What the kernel says of the way to a host; None if there is none."""
     found = attributes(body, 12)
-    if body[7] != RTN_UNICAST or RTA_OIF not in found:
+    if body[7] not in (RTN_UNICAST, RTN_LOCAL) or RTA_OIF not in found:
         return None
     index = number_in(found, RTA_OIF)
     source = found.get(RTA_PREFSRC, bytes(16))
@@ -3628,7 +3631,8 @@ class Peer:
     rival: bytes = b""                   # of another machine with the same key
     before: bytes = b""                  # the run that `run` replaced
     run_heard: float = -inf
-    stale_at: float = -inf
+    stale_stamp: int = -1                # the largest that was answered STALE
+    reached_at: float = -inf             # when it was last decided anew how it is reached
     full_at: float = -inf                # when its bucket is full of new leases again
     ss: bytes = b""                      # dh(our static, theirs): the same in every handshake
     live: Session | None = None
@@ -3637,7 +3641,8 @@ class Peer:
     session: Session | None = None       # ... and its session, live or pending: nudges go there
     seen: tuple[Any, ...] = ()           # what `reach` was last decided from
     hostname: str = ""
-    nudged: int = 0                      # nudges sent without an ask since
+    nudged: int = 0                      # nudges sent without an ask since ...
+    nudge_at: float = -inf               # ... and when the next is due
     revoked_at: float = -inf             # when all that it had was taken back
     glass: Glass | None = None
 
@@ -4279,6 +4284,8 @@ class Decider:
 
     def case(self, peer: Peer, want: Want, ask: Ask, now: Now) -> Case:
         """With what the slot has, if that is what it wants and still agreed."""
+        if want.prefix.length == 0:
+            want = self.with_length(peer, want)
         case, lease = Case(peer, want, ask, now), peer.active(want.slot)
         if lease is None:
             return case
@@ -4288,6 +4295,17 @@ class Decider:
         if fits and self.may_keep(case, prefix) and self.stays(peer, lease) and not self.is_newer(case, prefix):
             return case._replace(has=lease)
         return case._replace(sourced=prefix) if self.site and not self.agreed(peer.agreement, prefix) else case
+
+    def with_length(self, peer: Peer, want: Want) -> Want:
+        """Who leaves the length to us keeps what the slot has; else a pin's, else the shortest that is given."""
+        agreement, version = peer.agreement, want.prefix.version
+        lease = peer.active(want.slot)
+        used = {other.prefix for other in peer.living()}
+        lengths = [lease.prefix.length] if lease is not None and lease.prefix.version == version else []
+        lengths += [pin.length for pin in agreement.pins if pin.version == version and pin not in used]
+        lengths += sorted(length for pool in self.pools_of(agreement, version) for length in pool.give
+                          if not agreement.lengths or length in agreement.lengths)
+        return want._replace(prefix=Prefix(version, 0, lengths[0])) if lengths else want
 
     def handlers(self) -> Iterator[tuple[str, str]]:
         """(name, what it asks), in their order, with the site's."""
@@ -4388,7 +4406,8 @@ class Keeper(Decider):
         self.epoch = 0
         self.out: list[Effect] = []
         self.by: tuple[tuple[int, str], ...] = ()                 # slots of the last ask, and what decided them
-        self.restless: set[bytes] = set()                         # who is to be nudged
+        self.restless: set[bytes] = set()                         # who is to be nudged ...
+        self.delayed: dict[bytes, float] = {}                     # ... and who at this time
         self.reviewing: Iterator[object] = iter(())
         self.reviewed = True
         self.by_kernel: tuple[Ndp, ...] = ()                      # where the kernel answers for single addresses
@@ -4879,6 +4898,11 @@ class Grantor(Keeper):
     def renew_all(self, peer: Peer, leases: Iterable[Lease], ask: Ask, path: Path, now: Now) -> None:
         seen = (path.host, path.info, ask.source, self.links)
         same = peer.seen == seen
+        if not same and peer.seen and now.boot - peer.reached_at < REACH_GAP_S:
+            same, seen = True, peer.seen
+            self.delayed[peer.key] = peer.reached_at + REACH_GAP_S            # then it is nudged, and looked at again
+        elif not same:
+            peer.reached_at = now.boot
         for lease in leases:
             known = (lease.reach, lease.why) if same and lease.heard else \
                 self.reach(peer, lease.prefix.version, ask, path)
@@ -5085,6 +5109,11 @@ def sane(option: str, value: Any) -> Any:
     return min(9000, max(1280, value)) if option == "mtu" and value is not None else value
 
 
+def is_wanted(prefix: Prefix, want: Prefix) -> bool:
+    """Is it of the family and length that is wanted?  `::/0` and `0.0.0.0/0` want any length."""
+    return prefix.version == want.version and want.length in (0, prefix.length)
+
+
 def slot_name(lines: tuple[Line, ...], n: int) -> str:
     shape = [(line.prefix.version, line.prefix.length) for line in lines]
     return f"{shape[n][0]}/{shape[n][1]}#{shape[:n].count(shape[n])}"
@@ -5135,6 +5164,8 @@ def choose_source(way: Way, host: Prefix, links: Links, leased: Sequence[Prefix]
     in use stays as long as it is on the interface of that offer.  Else the nearest one of the right scope:
     on the way, on lo, elsewhere.  A tunnel that has nothing but a leased address knows us by that one.
     """
+    if LOOPBACK.holds(host) or LOOPBACK4.holds(host) or links.is_own(host):
+        return way.source                                         # on this machine
     index, is_local = links.index(way.reach.dev), is_link_local(host)
     usable: dict[str, tuple[int, Prefix]] = {}
     by_lease: list[Prefix] = []
@@ -5259,6 +5290,8 @@ class Grantee:
         self.looked_up: dict[str, float] = {}
         self.turn = 0                                             # which address is asked
         self.complaints: dict[int, tuple[Prefix, str]] = {}       # grants not taken, by slot, and why
+        self.untaken_s: dict[int, float] = {}                     # of these, until the slot is asked for again
+        self.unwanted: set[int] = set()                           # ... and released before, not held for us in vain
         self.former: deque[Prefix] = deque(maxlen=MAX_SLOTS)      # prefixes that it gave, and that are over
         self.began = -inf                                         # when the first lease of another boot was deprecated
         self.answers = 0                                          # applied so far
@@ -5301,11 +5334,11 @@ class Grantee:
 
     def slots_held(self, known: Mapping[str, int]) -> dict[str, int]:
         """What a lost record of a slot must have said: a lease of that family and length is held in it."""
-        left = {n: line.prefix.shape for n, line in enumerate(self.contact.lines)
+        left = {n: line.prefix for n, line in enumerate(self.contact.lines)
                 if slot_name(self.contact.lines, n) not in known}
         found = {}
         for held in self.held:
-            fitting = next((n for n, shape in left.items() if shape == held.prefix.shape), None)
+            fitting = next((n for n, wanted in left.items() if is_wanted(held.prefix, wanted)), None)
             if held.current and held.slot not in known.values() and fitting is not None:
                 found[slot_name(self.contact.lines, fitting)] = held.slot
                 del left[fitting]
@@ -5420,6 +5453,8 @@ class Grantee:
         return any(held.current and not held.faded and held.prefix.version == version for held in self.held)
 
     def step(self, event: Event, now: Now) -> list[Effect]:
+        if event in (Event.NUDGED, Event.RENEW):                  # all is asked for anew
+            self.unwanted = set()
         action = self.TABLE.get((self.state, event))
         return action(self, now) if action else []
 
@@ -5430,9 +5465,10 @@ class Grantee:
         for n, line in enumerate(self.contact.lines):
             slot = self.slots[slot_name(self.contact.lines, n)]
             have = current.get(slot)
-            fits = have is not None and have.prefix.shape == line.prefix.shape
+            fits = have is not None and is_wanted(have.prefix, line.prefix)
             wants.append(Want(slot, have.prefix, have.ticket) if have and fits else Want(slot, line.prefix))
-        released = tuple(sorted(self.releases))[:MAX_SLOTS]
+        released = tuple(sorted(self.releases | self.unwanted))[:MAX_SLOTS]
+        wants = [want for want in wants if want.slot not in released]
         wants = [] if self.state is State.RELEASED else wants[: MAX_SLOTS - len(released)]
         return Ask(stamp=stamp, run=run, source=source, hostname=self.contact.hostname or None,
                    wants=tuple(wants), releases=released)
@@ -5449,13 +5485,14 @@ class Grantee:
             answer = replace(answer, grants=(), refusals=refusals)
         self.answers, self.status = self.answers + 1, status_name(answer.status)
         self.releases -= set(ask.releases) if answer.status == Status.OK else set()
-        self.complaints = {}
-        self.again = {want.slot: now.boot + REFUSED.first_s for want in ask.wants}
-        before = {(held.slot, held.prefix): (held.current, held.faded) for held in self.held}
         wanted = {want.slot: want.prefix for want in ask.wants}
+        self.complaints = {slot: why for slot, why in self.complaints.items() if slot not in wanted}
+        self.again = {slot: at for slot, at in self.again.items() if slot not in wanted and slot in self.slots.values()}
+        self.again |= dict.fromkeys(wanted, now.boot + REFUSED.first_s)
+        before = {(held.slot, held.prefix): (held.current, held.faded) for held in self.held}
         for grant in answer.grants:
             self.take(grant, wanted, sent_at, now, taken)
-        effects = self.refuse(answer.refusals, now)
+        effects = self.refuse([refusal for refusal in answer.refusals if refusal.slot in wanted], wanted, now)
         if answer.status == Status.OK:
             self.doubt(now)
         self.drop_released(now)
@@ -5466,7 +5503,12 @@ class Grantee:
         after = {(held.slot, held.prefix): (held.current, held.faded) for held in self.held}
         renewed = "rebound" if self.state is State.REBINDING else "renewed"
         effects += self.settle(now, "bound" if after != before else renewed)
-        return effects + self.step(Event.ANSWERED, now)
+        effects += self.step(Event.ANSWERED, now)
+        untaken = self.complaints.keys() & wanted.keys() - {held.slot for held in self.held if held.current}
+        self.unwanted = untaken if self.state is not State.RELEASED else set()
+        if self.unwanted:
+            self.timer = min(self.timer, now.boot + GIVE_BACK_S)
+        return effects
 
     def find_endpoint(self, now: Now) -> list[Effect]:
         """Where the other end of the tunnel is."""
@@ -5565,8 +5607,9 @@ class Grantee:
                 self.deprecate(have, now)
                 have.valid_until = min(have.valid_until, valid_until)
             return
-        known = grant.slot in self.slots.values()
-        why = self.mistrust(grant, wanted.get(grant.slot) if known else None, taken if have is None else lambda _: "")
+        if grant.slot not in wanted or grant.slot not in self.slots.values():
+            return                                                # nobody has asked for it
+        why = self.mistrust(grant, wanted[grant.slot], taken if have is None else lambda _: "")
         if why:
             self.complaints[grant.slot] = grant.prefix, why
             return
@@ -5584,12 +5627,13 @@ class Grantee:
         have.faded = have.prefers_until <= now.boot
         self.again.pop(grant.slot, None)
         self.refused.pop(grant.slot, None)
+        self.untaken_s.pop(grant.slot, None)
 
-    def mistrust(self, grant: Grant, want: Prefix | None, taken: Callable[[Prefix], str]) -> str:
+    def mistrust(self, grant: Grant, want: Prefix, taken: Callable[[Prefix], str]) -> str:
         """Why this grant is not taken; empty if it is."""
         prefix = grant.prefix
-        if want is None or prefix.shape != want.shape:
-            return f"asked for /{want.length} of IPv{want.version}" if want else "not asked for"
+        if not is_wanted(prefix, want):
+            return f"asked for /{want.length} of IPv{want.version}"
         if not grant.valid_s:
             return "no lifetime"
         if is_nobodys(prefix) or not any(accepted.holds(prefix) for accepted in self.contact.accept):
@@ -5598,12 +5642,15 @@ class Grantee:
             return "overlaps another lease"
         return taken(prefix)
 
-    def refuse(self, refusals: Iterable[Refusal], now: Now) -> list[Effect]:
+    def refuse(self, refusals: Iterable[Refusal], wanted: Container[int], now: Now) -> list[Effect]:
         effects: list[Effect] = []
-        refused = [*refusals, *(Refusal(slot, 0, 0, f"{prefix}: {why}")
-                                for slot, (prefix, why) in self.complaints.items())]
+        refused = list(refusals)
+        for slot, (prefix, why) in self.complaints.items():
+            if slot in wanted:
+                self.untaken_s[slot] = min(2 * self.untaken_s.get(slot, REFUSED.first_s / 2), REFUSED.longest_s)
+                refused.append(Refusal(slot, 0, int(self.untaken_s[slot]), f"{prefix}: {why}"))
         for refusal in refused:
-            wait_s = refusal.again_s or self.refused_s
+            wait_s = min(refusal.again_s or self.refused_s, MAX_AGAIN_S)
             self.again[refusal.slot] = now.boot + wait_s
             if self.refused.get(refusal.slot) != refusal:
                 reason = reason_name(refusal.reason)
@@ -5685,7 +5732,7 @@ class Grantee:
         """Addresses found where ours would be, and nothing is on file: they are held until somebody answers."""
         taken = []
         for n, line in enumerate(self.contact.lines):
-            fitting = [thing for thing in found if thing.address.shape == line.prefix.shape and thing not in taken
+            fitting = [thing for thing in found if is_wanted(thing.address, line.prefix) and thing not in taken
                        and [lan.dev for lan in line.lans] == [thing.dev]]
             if fitting:
                 slot = self.slots[slot_name(self.contact.lines, n)]
@@ -5886,8 +5933,10 @@ class Responder:
         self.mac1_key, self.cookie_key = mac1_key(s.public), cookie_key(s.public)
         self.secret = rand(KEY_LEN)
         self.sessions: dict[bytes, Session] = {}
-        self.second, self.heard = -1, 0
-        self.sources: Counter[bytes] = Counter()
+        self.made = 0                                             # sessions so far
+        self.second, self.heard = -1, 0                           # in this second: handshakes ...
+        self.sources: Counter[bytes] = Counter()                  # ... by source, of those that brought a cookie
+        self.told_stale = set[tuple[bytes, bytes]]()              # ... and who was told STALE, and at which source
         self.loaded_at = -inf
 
     def under_load(self, now: Now) -> bool:
@@ -5900,6 +5949,7 @@ class Responder:
         if self.second != int(now.boot):
             self.second, self.heard = int(now.boot), 0
             self.sources.clear()
+            self.told_stale.clear()
         self.heard += 1
         if self.heard <= self.load:
             return None
@@ -5908,13 +5958,12 @@ class Responder:
 
     def cookie_for(self, datagram: bytes, path: Path, now: Now) -> bytes | None:
         """Nothing if the ask brings the cookie of its source; else that cookie, sealed for who knows our key."""
-        source = mapped(parse_host(path.host))
-        place = source + path.port.to_bytes(2, "big")
+        place = mapped(parse_host(path.host)) + path.port.to_bytes(2, "big")
         epoch = int(now.boot // COOKIE_S)
         cookies = [mac(digest(self.secret + n.to_bytes(8, "big")), place) for n in (epoch, epoch - 1)
                    if n >= 0]
         if any(equal(mac(cookie, datagram[:-MAC_LEN]), datagram[-MAC_LEN:]) for cookie in cookies):
-            block = source if source[:12] == bytes(10) + b"\xff\xff" else source[:8]
+            block = self.block_of(path)
             self.sources[block] += 1
             if self.sources[block] > SOURCE_ASKS:
                 raise Drop("too many from one source")
@@ -5922,6 +5971,28 @@ class Responder:
         salt = self.rand(12)
         sealed = aead_encrypt(cookies[0], datagram[-2 * MAC_LEN : -MAC_LEN], salt, self.cookie_key)
         return KINDS["cookie"] + datagram[4:ID_LEN] + salt + sealed
+
+    @staticmethod
+    def block_of(path: Path) -> bytes:
+        """What one source is, for limits: an IPv4 address, or an IPv6 /64."""
+        source = mapped(parse_host(path.host))
+        return source if source[:12] == bytes(10) + b"\xff\xff" else source[:8]
+
+    def cookie_for_stale(self, peer: Peer, ask: Ask, datagram: bytes, path: Path, now: Now) -> bytes | None:
+        """Nothing if this peer may be told STALE now, else a cookie for whoever asks.
+
+        Once a second for each source, so that a replayed ask costs us little; but a recorded ask must not keep the true
+        grantee from its answer: one that is newer than all that were answered so is answered always, and one that shows
+        where it comes from by its cookie, too.
+        """
+        at = peer.key, self.block_of(path)
+        if ask.stamp <= peer.stale_stamp and at in self.told_stale:
+            cookie = self.cookie_for(datagram, path, now)
+            if cookie is not None:
+                return cookie
+        self.told_stale.add(at)
+        peer.stale_stamp = max(peer.stale_stamp, ask.stamp)
+        return None
 
     def open_ask(self, datagram: bytes, peer_of: Callable[[bytes], Peer | None]) -> tuple[Peer, Handshake, bytes]:
         """Who asks, and what.  A stranger costs one curve operation."""
@@ -5940,6 +6011,8 @@ class Responder:
     def keep(self, session: Session, stale: bool) -> None:
         """A new session waits for something sealed.  One that a replay may have made must not push out a true one."""
         peer: Peer = session.peer
+        self.made += 1
+        session.number = self.made
         self.sessions[session.id] = session
         peer.pending = (session, *peer.pending) if stale else (*peer.pending, session)
         if len(peer.pending) > MAX_PENDING:
@@ -5955,8 +6028,10 @@ class Responder:
         if session.over(now):
             del self.sessions[session.id]
             raise Drop("session over")
-        plain = session.open(datagram)
         peer: Peer = session.peer
+        if peer.session is not None and session.number < peer.session.number:
+            raise Drop("session replaced")                        # what was held back on the way must not undo anything
+        plain = session.open(datagram)
         if session is not peer.live:
             if peer.live is not None:
                 self.sessions.pop(peer.live.id, None)
@@ -6576,6 +6651,7 @@ class Roles:
         self.made: dict[Key, Thing] = {}                          # what carries no mark in the kernel
         self.duplicates: dict[Key, float] = {}                    # our addresses that others have: when to try again
         self.forgetful = False                                    # nothing can be written down
+        self.first_stamp = -1                                     # of our start: older asks may have been recorded
         self.links = Links()
         self.gateways: tuple[Gateway, ...] = ()
         self.responder = Responder(self.s, config.load, rand)
@@ -6819,7 +6895,7 @@ class Roles:
             return {}
         if default.reach is not None:
             return {version: default.reach for version in WIDTH if any(default.reach) and default.reach.serves(version)}
-        if way is None or grantee.target is None:                 # what was known stays
+        if way is None or grantee.target is None or way.reach.dev == "lo":           # what was known stays
             return grantee.reaches
         host = parse_host(grantee.target.host)
         found = {version: default_on(way, host, version, self.gateways, self.links) for version in WIDTH}
@@ -6905,6 +6981,7 @@ class LastRun(NamedTuple):
     boot: str
     at: float
     epoch: int
+    wall: float = 0.0
 
 
 def aged(lease: Lease, run: LastRun, elapsed_s: float) -> Lease:
@@ -6928,7 +7005,7 @@ READ_RECORD: Final[dict[str, Callable[[Record, str, Now], Any]]] = {
     "made":       lambda record, _boot, _now: made_of(record),
     "recovering": lambda record, _boot, _now: span(int(record["left"])),
     "run":        lambda record, _boot, _now: LastRun(bool(record["clean"]), str(record["boot"]), float(record["at"]),
-                                                      int(record["epoch"])),
+                                                      int(record["epoch"]), float(record.get("wall", 0))),
 }
 
 
@@ -6957,9 +7034,10 @@ class Node(Roles):
         ask = expect(Ask, decode(plain))
         effects: list[Effect] = []
         if not self.is_fresh(peer, ask):
-            if now.boot - peer.stale_at < STALE_GAP_S:
-                raise Drop("stale")
-            peer.stale_at = now.boot
+            cookie = self.responder.cookie_for_stale(peer, ask, datagram, path, now)
+            if cookie is not None:
+                self.counters["sent_cookie"] += 1
+                return [Send(cookie, path)]
             answer = self.grantor.plain(ask, Status.STALE)
             self.counters["sent_stale"] += 1
         else:
@@ -6975,9 +7053,10 @@ class Node(Roles):
         return [*effects, Send(reply, path)]
 
     def is_fresh(self, peer: Peer, ask: Ask) -> bool:
+        """Can this handshake be no replay?  Of one that was recorded before our start nothing comes."""
         if peer.stamp >= 0:
             return ask.stamp > peer.stamp
-        return not peer.living() and not any(want.ticket for want in ask.wants)
+        return ask.stamp > self.first_stamp and not peer.living() and not any(want.ticket for want in ask.wants)
 
     def heard_sealed(self, datagram: bytes, path: Path, now: Now) -> list[Effect]:
         session, plain = self.responder.open_sealed(datagram, now)
@@ -7080,7 +7159,7 @@ class Node(Roles):
 
     @property
     def deadline(self) -> float:
-        if not self.grantor.reviewed or self.grantor.restless:
+        if not self.grantor.reviewed or self.grantor.restless or self.grantor.delayed:
             return -inf
         return min(self.grantor.deadline, max(self.next_nudge, self.nudges[0][0]) if self.nudges else inf,
                    *(grantee.deadline for grantee in self.grantees.values()), inf)
@@ -7100,23 +7179,32 @@ class Node(Roles):
     def nudge(self, now: Now) -> list[Effect]:
         """Once, then after 1 s, 2 s, ... until the peer asks; so many a second in all."""
         effects: list[Effect] = []
-        for key in self.grantor.restless:
-            self.grantor.peers[key].nudged = 1
-            heapq.heappush(self.nudges, (now.boot, key))
-        self.grantor.restless.clear()
-        while self.nudges and max(self.next_nudge, self.nudges[0][0]) <= now.boot and len(effects) < NUDGES_A_S // 10:
-            _, key = heapq.heappop(self.nudges)
+        for key, at in {**self.grantor.delayed, **dict.fromkeys(self.grantor.restless, now.boot)}.items():
             peer = self.grantor.peers.get(key)
-            if peer is None or not peer.nudged or peer.session is None or peer.path is None:
+            if peer is not None:
+                peer.nudged = 1
+                self.nudge_at(peer, at)
+        self.grantor.restless.clear()
+        self.grantor.delayed.clear()
+        while self.nudges and max(self.next_nudge, self.nudges[0][0]) <= now.boot and len(effects) < NUDGES_A_S // 10:
+            at, key = heapq.heappop(self.nudges)
+            peer = self.grantor.peers.get(key)
+            if peer is None or at != peer.nudge_at or not peer.nudged or peer.session is None or peer.path is None:
                 continue
             effects.append(Send(peer.session.seal(padded(encode(Nudge()), ASK_STEP - SHORTEST["sealed"])), peer.path))
             self.counters["sent_nudge"] += 1
             if peer.nudged < NUDGES:
-                heapq.heappush(self.nudges, (now.boot + 2.0 ** (peer.nudged - 1), key))
+                self.nudge_at(peer, now.boot + 2.0 ** (peer.nudged - 1))
             peer.nudged = (peer.nudged + 1) % (NUDGES + 1)
         if effects:
             self.next_nudge = now.boot + 0.1
         return effects
+
+    def nudge_at(self, peer: Peer, at: float) -> None:
+        """At this time, and not at another for which it was noted before."""
+        if peer.nudge_at != at:
+            peer.nudge_at = at
+            heapq.heappush(self.nudges, (at, peer.key))
 
     def saw_peers(self, dev: str, state: WgState | None, now: Now) -> list[Effect]:
         """What `wg` shows of one of the interfaces whose peers are grantees."""
@@ -7185,6 +7273,7 @@ class Node(Roles):
         run = found["run"][-1] if found["run"] else \
             LastRun(False, self.boot, now.boot, max((lease.epoch for lease in found["granted"]), default=0))
         self.grantor.epoch = run.epoch if run.clean else run.epoch + 1
+        self.first_stamp = int(run.wall * 1e6)
         elapsed_s = max(0.0, now.boot - run.at) if run.boot == self.boot else 0.0
         self.outdated = self.grantor.restore([aged(lease, run, elapsed_s) for lease in found["granted"]], now)
         for thing in found["made"]:
@@ -7220,7 +7309,8 @@ class Node(Roles):
 
     def run_record(self, clean: bool, now: Now) -> Record:
         """clean: all leases are written with their time left."""
-        return {"kind": "run", "clean": clean, "boot": self.boot, "at": round(now.boot, 1), "epoch": self.grantor.epoch}
+        return {"kind": "run", "clean": clean, "boot": self.boot, "at": round(now.boot, 1),
+                "epoch": self.grantor.epoch, "wall": int(now.wall)}
 
     def records(self, clean: bool, now: Now) -> Iterator[Record]:
         """Everything that is worth a line in the lease file."""
@@ -7260,6 +7350,7 @@ class Node(Roles):
         return [Save(key_of(made_record(thing)), made_record(thing)) for thing in things]
 
     def start(self, now: Now) -> list[Effect]:
+        self.first_stamp = max(self.first_stamp, int(now.wall * 1e6))
         for grantee in self.grantees.values():
             if not grantee.slots:
                 self.numbered += grantee.number({})
@@ -8150,7 +8241,7 @@ TALKATIVE: Final = ("LOG_LEVEL", "WG_PROCESS_FOREGROUND")         # with these w
 def run_child(command: list[str], stdin: str, limit_s: float, own_session: bool = False,
               ) -> subprocess.CompletedProcess[str]:
     """OSError, with a text in `strerror`, if it could not be run, or hangs."""
-    log.debug("run command=\"%s\"%s", " ".join(command), "".join(f"\n    {line}" for line in stdin.splitlines()))
+    log.debug("run command=\"%s\" input=\"%s\"", " ".join(command), "; ".join(stdin.splitlines()))
     try:
         return subprocess.run(command, input=stdin, text=True, errors="replace", capture_output=True, check=False,
                               timeout=limit_s, start_new_session=own_session,
@@ -8578,9 +8669,10 @@ def make_folder(path: str) -> None:
         os.makedirs(folder, 0o700)
 
 
-def is_mount_point(path: str, why: OSError) -> bool:
-    """Could the file not be replaced, or nothing be made beside it, because it is mounted there by itself?"""
-    return why.errno in (errno.EBUSY, errno.EROFS, errno.EACCES) and os.path.isfile(path) and os.path.ismount(path)
+def must_write_in_place(path: str, why: OSError) -> bool:
+    """Can the file not be replaced, as it is mounted by itself, or be made beside itself, though it can be written?"""
+    return why.errno == errno.EBUSY or (why.errno in (errno.EROFS, errno.EACCES) and os.path.isfile(path)
+                                        and os.access(path, os.W_OK))
 
 
 def write_whole(path: str, text: str) -> None:
@@ -8596,7 +8688,7 @@ def write_whole(path: str, text: str) -> None:
     except OSError as why:
         if os.path.lexists(temporary):
             os.unlink(temporary)
-        if not is_mount_point(path, why):
+        if not must_write_in_place(path, why):
             raise
         with open(path, "w") as file:
             file.write(text)
@@ -8669,8 +8761,10 @@ class Store:
         except OSError as why:
             if why.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
                 raise Fatal(f"cannot make {self.path}.lock: {why.strerror}") from None
-            self.why_not = f"cannot write {self.path}: {why.strerror}"
-            return
+            if not must_write_in_place(self.path, why):
+                self.why_not = f"cannot write {self.path}: {why.strerror}"
+                return
+            self.lock = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
         try:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -8710,7 +8804,7 @@ class Store:
                 os.close(fd)
             with suppress(OSError):
                 os.unlink(temporary)
-            if not is_mount_point(self.path, why):
+            if not must_write_in_place(self.path, why):
                 raise
             fd = self.write_lines(self.path, lines)
         if self.fd >= 0:
@@ -10524,8 +10618,11 @@ class Daemon(Installer):
         """A restart is no outage: but for `release = yes` nothing is released, nothing removed."""
         self.rewrite(clean=True)
         if self.showed:
-            with suppress(OSError):
+            try:
                 os.unlink(self.config.status)
+            except OSError:                                       # mounted: nobody is to take it for the truth
+                with suppress(OSError):
+                    os.truncate(self.config.status, 0)
         self.account()
         self.controls.close()
         self.hooks.stop(self.node)
@@ -10675,7 +10772,7 @@ class Daemon(Installer):
         """Never over a file that is none of ours."""
         self.status_at = inf
         try:
-            if os.path.exists(self.config.status) and not own_text(self.config.status).startswith(OUR_STATUS):
+            if own_text(self.config.status)[: len(OUR_STATUS)] not in ("", OUR_STATUS):
                 raise OSError(0, "there is a file that ddpd has not made")
             make_folder(self.config.status)
             write_whole(self.config.status, status_file_text(self.node, now))

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import base64
 import ctypes
-import errno
 import hashlib
 import ipaddress
 import itertools
@@ -138,9 +137,6 @@ class Recorder:
                 self.seen.append(self.sock.recv(65535))
             except BlockingIOError:
                 return self.seen
-            except OSError as why:                              # told once, when it goes down
-                if why.errno != errno.ENETDOWN:
-                    raise
 
     def datagrams(self, port: int | None = None) -> list[Datagram]:
         """The UDP datagrams so far; with `port`, those from it or to it."""

@@ -336,8 +336,9 @@ def test_a_replayed_ask_gets_one_stale_a_second_and_the_session_goes_on(hub: Hub
     took = time.monotonic() - began
     grown, after, facts_after = resident_kb(hub.daemon) - resident, hub.counted(), hub.facts()
     assert all(len(datagram) <= len(true) for datagram in came)
-    assert 1 <= len(came) <= took + 1
-    statuses = {hub.alice.read_answer(datagram).status for datagram in came[-1:]}
+    answers = [datagram for datagram in came if datagram[0] == peer.FIRST_ANSWER]
+    assert 1 <= len(answers) <= took + 1 and {datagram[0] for datagram in came} <= {peer.FIRST_ANSWER, peer.COOKIE}
+    statuses = {hub.alice.read_answer(datagram).status for datagram in answers[-1:]}
     assert statuses == {peer.STALE}
     assert dropped(after) - dropped(counted) + len(came) == STORM
     for found in (facts, facts_after):
@@ -373,8 +374,8 @@ def test_no_answer_is_longer_than_its_ask(tmp_path: Path) -> None:
         wants = [Want(slot, "::/64") for slot in range(4)]
         shortest = len(hub.alice.ask(wants, length=0))
         for length in (0, *range(shortest, 1232, 61), 1232):
-            for ask in (hub.alice.ask(wants, length=length), hub.alice.ask(length=length),
-                        hub.alice.sealed(wants, length=length), hub.alice.sealed(length=length)):
+            for write, wanted in itertools.product((hub.alice.ask, hub.alice.sealed), (wants, ())):
+                ask = write(wanted, length=length)
                 hub.wire.say(ask)
                 answer = hub.wire.hear()
                 assert len(answer) <= len(ask)
@@ -748,7 +749,6 @@ UNTRUSTED: dict[str, tuple[int, str]] = {
     "wrong length":     (0, "2001:db8:42::/48"),
     "longer":           (0, "2001:db8:42::/64"),
     "wrong family":     (0, "10.1.2.0/24"),
-    "unasked slot":     (77, "2001:db8:42:1200::/56"),
     "::/16":            (1, "::/16"),
     "ff00::/16":        (1, "ff00::/16"),
     "fe80::/16":        (1, "fe80::/16"),

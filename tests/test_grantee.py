@@ -262,7 +262,6 @@ def test_no_slot_is_wanted_and_given_back_in_one_ask() -> None:
 # ---- what is believed
 
 @pytest.mark.parametrize(("bad", "why"), [
-    (grant(3), "not asked for"),
     (grant(0, ddpd.parse_prefix("2001:db8:1:100::/60")), "asked for /56"),
     (grant(0, ddpd.parse_prefix("2001:db8::/48")), "asked for /56"),
     (grant(0, ddpd.parse_prefix("10.0.0.0/32")), "asked for /56 of IPv6"),
@@ -274,7 +273,53 @@ def test_what_is_not_believed(bad: ddpd.Grant, why: str) -> None:
     leaf.answer(bad)
     assert leaf.held() == {} and leaf.node.wanted.things == {}
     assert why in leaf.grantee.complaints[bad.slot][1]
-    assert leaf.grantee.state is State.SEEKING and leaf.grantee.timer > T0 + 50
+    assert leaf.grantee.state is State.SEEKING and leaf.grantee.timer == T0 + ddpd.GIVE_BACK_S
+
+
+def test_what_is_not_taken_is_given_back_and_asked_for_again_later_and_later() -> None:
+    leaf, bad, boot, gaps = Leaf(), grant(0, ddpd.parse_prefix("2001:db8:1:100::/60")), T0, []
+    for _ in range(8):
+        leaf.answer(bad, boot=boot)
+        boot = leaf.grantee.timer
+        ask = leaf.grantee.ask(1, b"run-----", P1)
+        assert (ask.wants, ask.releases) == ((), (0,))
+        leaf.grantee.woke(at(boot))
+        leaf.grantee.answered(ask, ddpd.Answer(stamp=1, status=0, version=1), boot, at(boot), lambda _: "")
+        gaps.append(round(leaf.grantee.timer - boot + ddpd.GIVE_BACK_S))
+        boot = leaf.grantee.timer
+        assert [want.slot for want in leaf.grantee.ask(1, b"run-----", P1).wants] == [0]
+    assert gaps == [60, 120, 240, 480, 960, 1920, 3600, 3600]
+    leaf.answer(grant(), boot=boot)
+    assert leaf.grantee.untaken_s == {} and leaf.held() == {str(P1): True}
+
+
+def test_who_is_told_to_ask_again_gives_nothing_back() -> None:
+    leaf = Leaf()
+    leaf.answer(grant(0, ddpd.parse_prefix("2001:db8:1:100::/60")))
+    leaf.grantee.step(Event.RENEW, at(T0 + 1))
+    ask = leaf.grantee.ask(1, b"run-----", P1)
+    assert [want.slot for want in ask.wants] == [0] and not ask.releases
+
+
+def test_what_nobody_asked_for_leaves_nothing_behind() -> None:
+    leaf = Leaf()
+    leaf.answer(grant(3), refusals=(ddpd.Refusal(7, 1, 5, "no"),))
+    assert leaf.held() == {} and leaf.grantee.complaints == {} and leaf.grantee.refused == {}
+
+
+def test_no_grantor_can_send_a_slot_away_for_years() -> None:
+    leaf = Leaf()
+    leaf.answer(refusals=(ddpd.Refusal(0, 1, 2**32 - 1, "never"),))
+    assert leaf.grantee.timer == T0 + ddpd.MAX_AGAIN_S
+
+
+@pytest.mark.parametrize("prefix", [P1, ddpd.parse_prefix("2001:db8:1:100::/60"), ddpd.parse_prefix("2001:db8::/48")])
+def test_any_length_takes_what_comes(prefix: ddpd.Prefix) -> None:
+    leaf = Leaf("::/0 on br0")
+    assert leaf.grantee.ask(1, b"run-----", P1).wants == (ddpd.Want(0, ddpd.parse_prefix("::/0")),)
+    leaf.answer(grant(0, prefix))
+    assert leaf.held() == {str(prefix): True}
+    assert leaf.grantee.ask(1, b"run-----", P1).wants[0].prefix == prefix
 
 
 def test_what_another_has_is_not_taken() -> None:

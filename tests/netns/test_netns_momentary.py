@@ -217,7 +217,7 @@ def test_a_grantee_without_memory_goes_on(lab: Lab) -> None:
 
 
 HOOKS: dict[str, tuple[bytes, int, str]] = {
-    "CRLF":           (b"#!/bin/sh\r\nexit 0\r\n", 0o755, r"(?i)CRLF|carriage return|line ends"),
+    "CRLF":           (b"#!/bin/sh\r\nexit 0\r\n", 0o755, r"(?i)CR ?LF|carriage return|line ends"),
     "no interpreter": (b"echo said\n", 0o755, r"#!"),
     "exits with 3":   (b"#!/bin/sh\nexit 3\n", 0o755, r"(exit|code|status)\D{1,12}\b3\b"),
     "not executable": (b"#!/bin/sh\nexit 0\n", 0o644, r"(?i)executable|chmod|permission"),

@@ -258,15 +258,17 @@ def test_a_lan_by_its_alternative_name(lab: Lab, tool: str) -> None:
     home.eventually(lambda: is_bound(home))
     assert host.kernel() == made
     assert "waiting for" not in home.log() and "cannot install" not in home.log()
+    home.stop()
+    assert home.command("clean").returncode == 0
+    assert changes(before, host.kernel()) == []
+    home.start()
+    home.eventually(lambda: on_lan(host, "2001:db8:42:"))
     host.ip("link del dev br-lan")
     host.bridge("br-lan")
     time.sleep(0.3)
     assert not on_lan(host, "2001:db8:42:")                # it has not this name
     host.ip("link property add dev br-lan altname lan_alt")
     home.eventually(lambda: on_lan(host, "2001:db8:42:"), 6)
-    home.stop()
-    assert home.command("clean").returncode == 0
-    assert changes(before, host.kernel()) == []
 
 
 @TOOLS

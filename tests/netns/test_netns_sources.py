@@ -138,8 +138,8 @@ def test_another_interfaces_address_is_used_no_longer_than_needed(lab: Lab, fres
     host = lab["home"]
     host.address("br-lan", "2001:db8:99::1/64")
     host.notes_asks()
-    wire = host.record("wan")
     numbered(host, fresh)
+    wire = host.record("wan")
     home = host.ddpd(HOME).start()
     ready(home, host)
     home.eventually(partial(is_bound, home), 3)
@@ -289,22 +289,23 @@ def leads_by(lab: Lab, theirs: str, ours: str) -> None:
     lab["leaf"].ip(f"-6 route replace default via fe80::1 dev {ours}")
 
 
-def test_restarted_with_a_lease_it_asks_from_the_providers_address(line: Lab) -> None:
+@pytest.mark.parametrize("end", ["stopped", "killed", "stopped, and its lease file lost"])
+def test_restarted_with_a_lease_it_asks_from_the_providers_address(line: Lab, end: str) -> None:
     """The leased address stands on the same LAN, and the kernel might as well take that."""
     line["hub"].ddpd(HUB + "route = none\n").start()
     leaf = line["leaf"].ddpd(LEAF).start()
     leaf.eventually(lambda: is_bound(leaf) and len(line["leaf"].addresses("br-lan")) == 2)
-    for end in Daemon.stop, Daemon.kill:
-        end(leaf)
-        leaf.start()
-        line["leaf"].look("neigh flush all")
-        line["leaf"].nft("table inet asks\ndelete table inet asks")
-        line["leaf"].notes_asks()
-        until = time.monotonic() + 10                       # preferred for 12 s, so at the end not without a renewal
-        while time.monotonic() < until:
-            assert preferred_s(leaf) >= 5
-            time.sleep(0.2)
-        assert sources(line["leaf"]) == {PROVIDERS}
+    (leaf.kill if end == "killed" else leaf.stop)()
+    if "lost" in end:
+        (leaf.dir / "leases.json").unlink()
+    line["leaf"].notes_asks()
+    leaf.start()
+    leaf.eventually(partial(is_bound, leaf))
+    until = time.monotonic() + 10                           # preferred for 12 s, so at the end not without a renewal
+    while time.monotonic() < until:
+        assert preferred_s(leaf) >= 5
+        time.sleep(0.2)
+    assert sources(line["leaf"]) == {PROVIDERS}
 
 
 tunnels = needs("ip tuntap add dev tun0 mode tun && command -v wireguard-go wg")
