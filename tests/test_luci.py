@@ -16,7 +16,7 @@ import pytest
 
 import ddpd
 from daemon import Daemon, free_port
-from luci import browser, pot, samples
+from luci import browser, packer, pot, samples
 
 IN_BROWSER = pytest.mark.slow            # which, with two daemons before it, is started once: some ten seconds
 
@@ -629,6 +629,25 @@ def test_what_the_modules_share_is_defined_once() -> None:
     functions = [name for file in browser.MODULES.values()
                  for name in re.findall(r"(?m)^function (\w+)\(", file.read_text())]
     assert [name for name in functions if functions.count(name) > 1] == []
+
+
+@pytest.mark.parametrize(("source", "is_missed"), [
+    ("return /^[^'\"]+$/.test(text)", True), ("return (/^[^'\"]+$/).test(text)", False),
+    ("x.every(one => /a/.test(one))", True), ("x.every(one => (/a/).test(one))", False),
+    ("case /a/:", True), ("x = /[/'\"]/", False), ("f(a, /'/)", False), ("a / b / c", False),
+    ("(a) / 2 + x[1] / 2", False), ("'/' + \"/\" + `/'/`", False), ("// it's\nx = 1 / 2", False),
+    ("/* it's */ x = /'/", False), ("a ||\n\t\t/'/.test(a)", False), ("typeof /a/", True),
+])
+def test_the_packer_of_luci_is_known_here(source: str, is_missed: bool) -> None:
+    assert bool(packer.missed(source)) == is_missed
+
+
+def test_the_packer_of_luci_sees_every_regular_expression() -> None:
+    seen = 0
+    for file in browser.OPENWRT.glob("luci-*/htdocs/**/*.js"):
+        assert packer.missed(file.read_text()) == [], file.name
+        seen += len(list(packer.expressions(file.read_text())))
+    assert seen > 30
 
 
 def test_modules_are_in_luci_s_form() -> None:

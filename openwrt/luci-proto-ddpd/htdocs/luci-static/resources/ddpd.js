@@ -11,7 +11,7 @@ function parts(text) {
 function bytesOf4(text) {
 	const found = text.split('.');
 
-	return (found.length == 4 && found.every(part => /^(0|[1-9]\d{0,2})$/.test(part) && +part < 256))
+	return (found.length == 4 && found.every(part => (/^(0|[1-9]\d{0,2})$/).test(part) && +part < 256))
 		? found.map(Number) : null;
 }
 
@@ -77,7 +77,7 @@ function prefixOf(text) {
 }
 
 function keyWrong(text) {
-	return /^[A-Za-z0-9+\/]{42}[AEIMQUYcgkosw048]=$/.test(text)
+	return (/^[A-Za-z0-9+\/]{42}[AEIMQUYcgkosw048]=$/).test(text)
 		? '' : _('A public key is 44 letters of base64, as “ddpd pubkey” prints it.');
 }
 
@@ -95,7 +95,7 @@ function prefixWrong(text) {
 }
 
 function nameWrong(text) {
-	return (text.length <= 253 && text.split('.').every(label => /^[A-Za-z0-9-]{1,63}$/.test(label)))
+	return (text.length <= 253 && text.split('.').every(label => (/^[A-Za-z0-9-]{1,63}$/).test(label)))
 		? '' : _('A host name has letters, digits, hyphens and dots.');
 }
 
@@ -173,7 +173,7 @@ function askWrong(text, like) {
 }
 
 function pathWrong(text) {
-	return /^\/[^\s'";#]+$/.test(text)
+	return (/^\/[^\s'";#]+$/).test(text)
 		? '' : _('Write the whole path of a file, from /, without spaces, quotes, “;” and “#”.');
 }
 

@@ -14,7 +14,7 @@ const callInterfaceDump = rpc.declare({
 });
 
 function wordWrong(text) {
-	return /^[!-~]+$/.test(text) && !/[;#]/.test(text) ? '' : _('This is one word of printable letters, without “;” and “#”.');
+	return (/^[!-~]+$/).test(text) && !/[;#]/.test(text) ? '' : _('This is one word of printable letters, without “;” and “#”.');
 }
 
 function interfaceWrong(text) {
@@ -235,7 +235,7 @@ function yesNo(s, tab, name, title, text, preset) {
 		if (found == null || found === '')
 			return null;
 
-		return /^(yes|1|on|true|enabled)$/.test(found) ? 'yes' : 'no';
+		return (/^(yes|1|on|true|enabled)$/).test(found) ? 'yes' : 'no';
 	};
 
 	return o;

@@ -361,7 +361,7 @@ return view.extend({
 					nets['if-%s.json'.format(text(net.interface))] = net;
 
 			const listed = (Array.isArray(files) ? files : []).map(file => file.name)
-				.filter(name => /^(ddpd|if-[A-Za-z0-9_.-]+)\.json$/.test(name));
+				.filter(name => (/^(ddpd|if-[A-Za-z0-9_.-]+)\.json$/).test(name));
 			const names = [ 'ddpd.json', ...listed, ...Object.keys(nets) ].filter((name, n, all) => all.indexOf(name) == n);
 
 			return Promise.all(names.map(name => (listed.indexOf(name) >= 0)
