@@ -459,12 +459,13 @@ def test_a_file_that_nobody_writes_anew_is_a_sign_that_nobody_runs(told: Told) -
 @IN_BROWSER
 def test_what_netifd_says_of_interfaces_that_are_not_up(told: Told) -> None:
     found, bad = told["interfaces"], '<img src=x onerror="window.OWNED = true">%s'
-    down = "This interface is not up:"
+    down, texts = "This interface is not up:", told["protocol"]["errors"]
     notices = {name.partition("version")[0]: said for name, said in found["notices"].items()}
     assert set(notices) == {"This router", *(f"Interface {name}" for name in ("asks", "half", "down", "works", "odd"))}
-    assert notices["Interface down"][:-1] == [f"{down} NO_GRANTOR: exit1, exit2", f"{down} UNKNOWN_KEY"]
-    assert notices["Interface asks"] == [f"{down} REFUSED: {bad}"]
-    assert notices["Interface half"][0] == f"{down} {bad}: {bad}" and len(notices["Interface half"]) == 2
+    assert notices["Interface down"][:-1] == [f"{down} {texts['NO_GRANTOR']} exit1, exit2",      # which it said thrice
+                                              f"{down} {texts['UNKNOWN_KEY']}", f"{down} NO_DEVICE"]
+    assert notices["Interface asks"] == [f"{down} {texts['REFUSED']} {bad}"]
+    assert notices["Interface half"][0] == f"{down} {bad} {bad}" and len(notices["Interface half"]) == 2
     assert len(notices["Interface works"]) == len(notices["Interface odd"]) == 1      # no status: and no more
     assert not found["owned"] and found["images"] == 0
     assert found["failed"] == ["This router", *(name for name in found["notices"] if re.search("asks|half", name))]

@@ -332,7 +332,8 @@ const SCENES = {
 
 		router({ files: Object.assign(KEYFILE(), { '/var/run/ddpd/if-asks.json': JSON.stringify(said), '/var/run/ddpd/if-half.json': '{' }), nets: [
 			net('lan', { proto: 'static', errors: [ { code: 'NO_DEVICE' } ] }), net('down', { errors: [
-				{ subsystem: 'ddpd', code: 'NO_GRANTOR', data: [ 'exit1', 'exit2' ] }, { code: 'UNKNOWN_KEY' }, 7, null ] }),
+				{ subsystem: 'ddpd', code: 'NO_GRANTOR', data: [ 'exit0' ] }, { code: 'UNKNOWN_KEY' }, 7, null, { code: 'NO_DEVICE' },
+				{ code: 'NO_GRANTOR', data: [ 'exit1', 'exit2' ] }, { code: 'NO_GRANTOR', data: [ 'exit1', 'exit2' ] } ] }),
 			net('asks', { errors: [ { code: 'REFUSED', data: [ bad ] } ] }), net('half', { errors: [ { code: bad, data: bad } ] }),
 			net('works', { up: true, errors: [ { code: 'NO_NAME' } ] }), net('odd', { errors: 'x' }), null, 5 ] });
 

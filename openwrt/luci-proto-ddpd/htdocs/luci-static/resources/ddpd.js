@@ -2,7 +2,21 @@
 'require baseclass';
 
 /* What the pages of ddpd share: how values are written, and a key that can be copied.
- * A function named …Wrong says what is wrong, in a sentence, or nothing. */
+ * A function named …Wrong says what is wrong, in a sentence, or nothing.
+ * (LuCI's packer knows a regular expression by the sign before it, and takes none for one after `return` or `=>`.) */
+
+/* What the protocol's scripts tell netifd. */
+const errors = {
+	NO_GRANTOR: _('Nobody answers at the grantor’s address.'),
+	UNKNOWN_KEY: _('Nobody has answered at the grantor’s address yet. A grantor answers no key that it does not know: enter our public key there.'),
+	REFUSED: _('The grantor refuses; the system log says why.'),
+	NO_NAME: _('The grantor’s name cannot be resolved.'),
+	INVALID_CONFIG: _('The configuration is wrong; the system log says where.'),
+	MISSING_KEY: _('The grantor’s public key is missing.'),
+	MISSING_GRANTOR: _('The grantor’s address is missing.'),
+	CLONE: _('Another machine uses our key; each machine needs its own.'),
+	NO_PYTHON: _('python3-light or python3-pynacl is missing or broken.')
+};
 
 function parts(text) {
 	return text.split(/[\s,]+/).filter(word => word != '');
@@ -230,6 +244,7 @@ function copyable(text) {
 }
 
 return baseclass.extend({
+	errors: errors,
 	parts: parts,
 	bytesOf6: bytesOf6,
 	bytesOf: bytesOf,

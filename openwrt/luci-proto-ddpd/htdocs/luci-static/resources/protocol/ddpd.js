@@ -27,15 +27,8 @@ function gatewayWrong(text) {
 	return ddpd.addressWrong(text) || ((text.indexOf(':') >= 0) ? '' : _('This is IPv4; the default route is one of IPv6.'));
 }
 
-network.registerErrorCode('NO_GRANTOR', _('Nobody answers at the grantor’s address.'));
-network.registerErrorCode('UNKNOWN_KEY', _('The grantor has never answered. It answers no key that it does not know: enter our public key there.'));
-network.registerErrorCode('REFUSED', _('The grantor refuses; the system log says why.'));
-network.registerErrorCode('NO_NAME', _('The grantor’s name cannot be resolved.'));
-network.registerErrorCode('INVALID_CONFIG', _('The configuration is wrong; the system log says where.'));
-network.registerErrorCode('MISSING_KEY', _('The grantor’s public key is missing.'));
-network.registerErrorCode('MISSING_GRANTOR', _('The grantor’s address is missing.'));
-network.registerErrorCode('CLONE', _('Another machine uses our key; each machine needs its own.'));
-network.registerErrorCode('NO_PYTHON', _('python3-light or python3-pynacl is missing or broken.'));
+for (const code in ddpd.errors)
+	network.registerErrorCode(code, ddpd.errors[code]);
 
 return network.registerProtocol('ddpd', {
 	getI18n: function() {

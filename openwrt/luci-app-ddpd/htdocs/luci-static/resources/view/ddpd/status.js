@@ -128,10 +128,22 @@ function isStale(said, ago) {
 		.some(row => number(row.valid) > 0 && row.valid != FOREVER && row.valid + LATE < ago);
 }
 
-/* What netifd says of an interface that is not up. */
+/* What netifd says of an interface that is not up: each sentence once, with what was told of it last. */
 function errorsOf(net) {
-	return (net == null || net.up === true) ? [] : rowsOf(net.errors).map(error =>
-		notice([ _('This interface is not up:') + ' ', [ text(error.code), joined(error.data) ].filter(word => word != '').join(': ') ]));
+	if (net == null || net.up === true)
+		return [];
+
+	const found = new Map();
+
+	for (const error of rowsOf(net.errors)) {
+		const code = text(error.code);
+		const sentence = Object.prototype.hasOwnProperty.call(ddpd.errors, code) ? ddpd.errors[code] : code;
+
+		found.set(sentence, joined(error.data));
+	}
+
+	return [ ...found ].map(([ sentence, details ]) => notice([ _('This interface is not up:') + ' ', sentence,
+		...(details ? [ ' ', E('code', { 'style': 'word-break:break-all' }, [ details ]) ] : []) ]));
 }
 
 function noticesOf(said, ago) {
