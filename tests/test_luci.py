@@ -473,6 +473,21 @@ def test_what_netifd_says_of_interfaces_that_are_not_up(told: Told) -> None:
 
 
 @IN_BROWSER
+def test_what_netifd_has_made_of_it(told: Told) -> None:
+    """The grantor by its own name, and the routes, subnets, addresses and name servers, which netifd knows."""
+    found = told["netifd"]
+    assert found["held"][1][:3] == ["exit1.example.net", "0", "2001:db8:99:1200::/56"]
+    assert found["grantors"][1][0] == "exit1.example.net" == found["refused"][1][0]
+    assert found["grantors"][1][5] == ("IPv6 via fe80::1 dev eth1 from 2001:db8:99:1200::/56, "
+                                       "IPv6 dev eth1 from 2001:db8:99:aaaa::1/128")
+    assert found["subnets"][1:] == [["eth1", "2001:db8:99:aaaa::1/128"], ["br-guest", "198.51.100.1/28"],
+                                    ["@lan", "2001:db8:99:1200::/64"], ["@guest", "2001:db8:99:1201::/64"]]
+    assert "Name servers2001:db8::53, 192.0.2.53" in found["text"] and "Search domainsexample.net" in found["text"]
+    assert found["down"] == {"held": "[2001:db8::1]:3373", "subnets": None, "servers": False}
+    assert found["nameless"] == "?" and found["margin"] != ""
+
+
+@IN_BROWSER
 def test_an_interface_has_the_key_that_its_own_status_tells(told: Told) -> None:
     keys = {name.partition("version")[0]: shown for name, *shown in told["interfaces"]["keys"]}
     assert keys.pop("This router") == [KEY] and keys.pop("Interface asks") == [KEY.replace("B", "C", 1)]

@@ -350,6 +350,41 @@ const SCENES = {
 		}).then(() => configForm()).then(m => Object.assign(told, { odd: sectionOf(m, 'ndp').getOption('device').keylist }));
 	},
 
+	/* As netifd dumps an interface that is up, one beside it, and the same when it is down. */
+	netifd: () => {
+		const said = copyOf(DATA.status);
+		const net = { 'interface': 'wan6d', up: true, proto: 'ddpd', device: 'eth1', l3_device: 'eth1', errors: [],
+			'ipv6-address': [ { address: '2001:db8:99:aaaa::1', mask: 128, preferred: 100, valid: 200 } ], 'ipv4-address': [],
+			'ipv6-prefix': [ { address: '2001:db8:99:1200::', mask: 56, preferred: 1800, valid: 3600, 'class': 'wan6d', assigned: {
+				lan: { address: '2001:db8:99:1200::', mask: 64 }, guest: { address: '2001:db8:99:1201::', mask: 64 } } }, { assigned: 7 }, null ],
+			route: [ { target: '::', mask: 0, nexthop: 'fe80::1', valid: 3600, source: '2001:db8:99:1200::/56' },
+				{ target: '2001:db8:5::', mask: 64 }, { target: '::', mask: 0, source: '2001:db8:99:aaaa::1/128' }, 3 ],
+			'dns-server': [ '2001:db8::53', '192.0.2.53' ], 'dns-search': [ 'example.net' ],
+			data: { state: 'bound', name: 'exit1.example.net', grantor: '2001:db8::1', silent: false, refused: '' } };
+		const beside = { 'interface': 'wan6d_br_guest', up: true, proto: 'static', dynamic: true, device: 'br-guest', l3_device: 'br-guest',
+			'ipv4-address': [ { address: '198.51.100.1', mask: 28 } ] };
+		const bare = { 'interface': 'wan6d', up: false, proto: 'ddpd', device: 'eth1', errors: [], data: {} };
+		const told = {};
+
+		for (const row of [ ...said.held, ...said.grantors ])
+			row[row.name ? 'name' : 'grantor'] = 'wan6d';
+		said.held.length = said.grantors.length = 1;
+		router({ files: { '/var/run/ddpd/if-wan6d.json': JSON.stringify(said) }, nets: [ net, beside ] });
+		return shown('view.ddpd.status').then(() => {
+			for (const name of [ 'held', 'grantors', 'refused', 'subnets' ])
+				told[name] = rows(name);
+			told.text = words(place());
+			told.margin = place().querySelector('.ddpd-card').style.marginBottom;
+			window.UBUS['network.interface'] = { dump: () => ({ 'interface': [ bare ] }) };
+			return poll.tick();
+		}).then(() => {
+			told.down = { held: rows('held')[1][0], subnets: rows('subnets'), servers: words(place()).indexOf('Name servers') >= 0 };
+			said.grantors[0].at = '';
+			window.FILES['/var/run/ddpd/if-wan6d.json'] = JSON.stringify(said);
+			return poll.tick();
+		}).then(() => Object.assign(told, { nameless: rows('held')[1][0] }));
+	},
+
 	/* The stand-ins do refuse: these errors are meant. */
 	refusals: () => {
 		router({ uci: DATA.uci });

@@ -184,9 +184,24 @@ function poolsOf(said) {
 	return rows.length ? [ part(_('Pools'), table('pools', [ _('Pool'), _('Prefix'), _('Leases'), _('Full'), '' ], rows)) ] : [];
 }
 
-function heldOf(said, ago) {
+/* ddpd knows the grantor of an interface by the interface's name; netifd was told what it is called. */
+function grantorOf(row, name, net) {
+	if (net == null)
+		return text(name);
+
+	const data = L.isObject(net.data) ? net.data : {};
+
+	return text(data.name) || text(data.grantor) || text(row.at) || '?';
+}
+
+function heldOf(said, ago, net) {
+	const places = {};
+
+	rowsOf(said.grantors).forEach(row => { places[text(row.name)] = row; });
+
 	const rows = rowsOf(said.held).map(row => [
-		text(row.grantor), text(row.slot), prefixShown(row.prefix), unbroken(preferredOf({ preferred: row.preferred, waits: row.waits }, ago)),
+		grantorOf(places[text(row.grantor)] || {}, row.grantor, net), text(row.slot), prefixShown(row.prefix),
+		unbroken(preferredOf({ preferred: row.preferred, waits: row.waits }, ago)),
 		unbroken(validOf(row, ago)), text(row.state)
 	]);
 
@@ -194,20 +209,58 @@ function heldOf(said, ago) {
 		[ _('From'), _('Slot'), _('Prefix'), _('Preferred'), _('Valid'), _('State') ], rows)) ] : [];
 }
 
-function grantorsOf(said) {
+/* Of an interface of netifd, netifd makes the routes. */
+function defaultsOf(row, net) {
+	if (net == null)
+		return joined(row.default);
+
+	return rowsOf(net.route).filter(route => route.mask === 0).map(route => [
+		(text(route.target).indexOf(':') >= 0) ? 'IPv6' : 'IPv4', route.nexthop ? 'via %s'.format(route.nexthop) : '',
+		net.l3_device ? 'dev %s'.format(net.l3_device) : '', route.source ? 'from %s'.format(route.source) : ''
+	].filter(word => word != '').join(' ')).join(', ');
+}
+
+function grantorsOf(said, net) {
 	const grantors = rowsOf(said.grantors);
 	const rows = grantors.map(row => [
-		text(row.name), text(row.state), text(row.at), joined([ row.interface, row.tunnel ].filter(dev => dev)),
-		(row.trip_ms == null) ? '' : _('%s ms').format(text(row.trip_ms)), joined(row.default)
+		grantorOf(row, row.name, net), text(row.state), text(row.at), joined([ row.interface, row.tunnel ].filter(dev => dev)),
+		(row.trip_ms == null) ? '' : _('%s ms').format(text(row.trip_ms)), defaultsOf(row, net)
 	]);
 	const refusals = [].concat(...grantors.map(row => rowsOf(row.refused).map(refusal =>
-		[ text(row.name), text(refusal.slot), text(refusal.reason), text(refusal.text) ])));
+		[ grantorOf(row, row.name, net), text(refusal.slot), text(refusal.reason), text(refusal.text) ])));
 
 	return [
 		...(rows.length ? [ part(_('Grantors'), table('grantors',
 			[ _('Grantor'), _('State'), _('At'), _('On'), _('Round trip'), _('Default route') ], rows)) ] : []),
 		...(refusals.length ? [ part(_('Refused'), table('refused',
 			[ _('Grantor'), _('Slot'), _('Reason'), _('What it says') ], refusals)) ] : [])
+	];
+}
+
+/* What netifd has made of it: subnets on other networks, addresses here and on the networks that were made beside it. */
+function subnetsOf(net, dump) {
+	if (net == null)
+		return [];
+
+	const addressesOf = one => [ ...rowsOf(one['ipv6-address']), ...rowsOf(one['ipv4-address']) ]
+		.map(row => [ text(one.l3_device || one.device), '%s/%s'.format(text(row.address), text(row.mask)) ]);
+	const beside = dump.filter(one => one.dynamic === true && text(one.interface).startsWith('%s_'.format(text(net.interface))));
+	const rows = [].concat(...[ net, ...beside ].map(addressesOf));
+
+	for (const prefix of rowsOf(net['ipv6-prefix']))
+		for (const name in (L.isObject(prefix.assigned) ? prefix.assigned : {})) {
+			const subnet = prefix.assigned[name];
+
+			if (L.isObject(subnet))
+				rows.push([ '@%s'.format(name), '%s/%s'.format(text(subnet.address), text(subnet.mask)) ]);
+		}
+
+	return [
+		...(rows.length ? [ part(_('Subnets and addresses'), table('subnets', [ _('Interface'), _('Prefix') ],
+			rows.map(([ name, prefix ]) => [ name, prefixShown(prefix) ]))) ] : []),
+		...[ [ _('Name servers'), net['dns-server'] ], [ _('Search domains'), net['dns-search'] ] ]
+			.filter(([ title, found ]) => Array.isArray(found) && found.length)
+			.map(([ title, found ]) => part(title, E('p', {}, [ joined(found) ])))
 	];
 }
 
@@ -286,7 +339,7 @@ function countersOf(said) {
 
 function cardOf(title) {
 	const card = {
-		notices: E('div', {}), key: E('div', {}), pools: E('div', {}), held: E('div', {}), grantors: E('div', {}),
+		notices: E('div', {}), key: E('div', {}), pools: E('div', {}), held: E('div', {}), grantors: E('div', {}), subnets: E('div', {}),
 		grantedTitle: E('h4', { 'style': 'display:none' }), granted: E('div', {}), ndp: E('div', {}), wireguard: E('div', {}),
 		counters: E('div', {}), version: E('small', { 'style': 'margin-left:1em' }), shownKey: null, isLong: false,
 		filter: E('input', { 'class': 'cbi-input-text', 'type': 'text', 'placeholder': _('Filter: name, prefix, address …') })
@@ -296,8 +349,8 @@ function cardOf(title) {
 	card.more = E('details', { 'style': 'display:none;margin-top:1em' }, [
 		E('summary', { 'style': 'cursor:pointer' }, [ _('Counters') ]), card.counters
 	]);
-	card.node = E('div', { 'class': 'cbi-section ddpd-card' }, [
-		E('h3', {}, [ title, card.version ]), card.notices, card.key, card.pools, card.held, card.grantors,
+	card.node = E('div', { 'class': 'cbi-section ddpd-card', 'style': 'margin-bottom:2em' }, [
+		E('h3', {}, [ title, card.version ]), card.notices, card.key, card.pools, card.held, card.grantors, card.subnets,
 		card.grantedTitle, card.tools, card.granted, card.ndp, card.wireguard, card.more
 	]);
 
@@ -312,10 +365,10 @@ function fillKey(card, key) {
 	dom.content(card.key, key ? [ E('p', {}, [ _('Our public key:') + ' ', ddpd.copyable(key) ]) ] : []);
 }
 
-function fill(card, said, uptime, net) {
-	const ago = (uptime != null && typeof(said.uptime) == 'number') ? Math.max(0, uptime - said.uptime) : 0;
-	const parts = { notices: [ ...errorsOf(net), ...noticesOf(said, ago) ], pools: poolsOf(said), held: heldOf(said, ago),
-		grantors: grantorsOf(said), ndp: ndpOf(said), wireguard: wireguardOf(said), counters: countersOf(said) };
+function fill(card, said, found, net) {
+	const ago = (found.uptime != null && typeof(said.uptime) == 'number') ? Math.max(0, found.uptime - said.uptime) : 0;
+	const parts = { notices: [ ...errorsOf(net), ...noticesOf(said, ago) ], pools: poolsOf(said), held: heldOf(said, ago, net),
+		grantors: grantorsOf(said, net), subnets: subnetsOf(net, found.dump), ndp: ndpOf(said), wireguard: wireguardOf(said), counters: countersOf(said) };
 	const refill = () => dom.content(card.granted, grantedOf(said, ago, card, refill));
 
 	for (const name in parts)
@@ -330,7 +383,7 @@ function fill(card, said, uptime, net) {
 
 /* No status: why, and what can be done. */
 function fillWith(card, said, net) {
-	for (const name of [ 'pools', 'held', 'grantors', 'granted', 'ndp', 'wireguard', 'counters', 'version' ])
+	for (const name of [ 'pools', 'held', 'grantors', 'subnets', 'granted', 'ndp', 'wireguard', 'counters', 'version' ])
 		dom.content(card[name], []);
 
 	card.grantedTitle.style.display = card.tools.style.display = card.more.style.display = 'none';
@@ -381,6 +434,7 @@ return view.extend({
 				uptime: (L.isObject(info) && typeof(info.uptime) == 'number') ? info.uptime : null,
 				key: key,
 				nets: nets,
+				dump: rowsOf(dump),
 				files: names.map((name, n) => ({ name: name, content: contents[n], isThere: listed.indexOf(name) >= 0 }))
 			}));
 		});
@@ -439,7 +493,7 @@ return view.extend({
 			fillKey(card, key);
 		}
 		else if (card.said) {
-			fill(card, card.said, found.uptime, net);
+			fill(card, card.said, found, net);
 		}
 		else {
 			fillWith(card, _('The status cannot be read just now; this page tries again every %d seconds.').format(EVERY), net);
