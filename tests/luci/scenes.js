@@ -29,6 +29,16 @@ function rows(name, within) {
 	return node ? [ ...node.querySelectorAll('tr') ].map(row => [ ...row.children ].map(words)) : null;
 }
 
+/* What LuCI draws for every protocol, in the place of what a protocol has of that name. */
+function luciOwn(s) {
+	for (const [ Class, name, title ] of [ [ form.Flag, 'defaultroute', 'Use default gateway' ], [ form.Value, 'metric', 'Use gateway metric' ] ]) {
+		s.children = s.children.filter(o => o.option != name);
+		s.taboption('advanced', Class, name, title);
+	}
+	s.getOption('defaultroute').default = '1';
+	s.getOption('metric').datatype = 'uinteger';
+}
+
 function protocolForm(sid) {
 	loaded('protocol.ddpd');
 
@@ -41,6 +51,8 @@ function protocolForm(sid) {
 	const protocol = new network.protocols.ddpd(sid);
 
 	protocol.renderFormOptions(s);
+	protocol.options = s.children.map(o => o.option);
+	luciOwn(s);
 
 	return m.render().then(node => {
 		dom.content(place(), [ node ]);
@@ -83,7 +95,7 @@ const SCENES = {
 				i18n: protocol.getI18n(), apk: protocol.getPackageName(), opkg: protocol.getOpkgPackage(),
 				floating: protocol.isFloating(), virtual: protocol.isVirtual(), ifname: protocol.getIfname(),
 				devices: protocol.getDevices(), contains: protocol.containsDevice('eth1'), down: new network.protocols.ddpd('none').getIfname(),
-				errors: network.errors, options: s.children.map(o => [ o.option, o.tab ]), own: words(place()),
+				errors: network.errors, options: s.children.map(o => [ o.option, o.tab ]), own: words(place()), own_options: protocol.options,
 				flags: s.children.filter(o => o instanceof form.Flag).map(o => [ o.option, o.default ]),
 				rows: place().querySelectorAll('.cbi-value').length
 			};

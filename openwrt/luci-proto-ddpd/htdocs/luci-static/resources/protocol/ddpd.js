@@ -32,7 +32,7 @@ for (const code in ddpd.errors)
 
 return network.registerProtocol('ddpd', {
 	getI18n: function() {
-		return _('Prefixes from a grantor (ddpd)');
+		return _('Prefixes (ddpd)');
 	},
 
 	/* opkg's LuCI asks the one, apk's the other. */
@@ -99,23 +99,16 @@ return network.registerProtocol('ddpd', {
 			return (typeof(lines) == 'string') ? [ lines ] : lines;
 		};
 
-		o = s.taboption('general', form.Flag, 'defaultroute', _('Default route'),
-			_('For traffic from the prefixes that the grantor gives, and for no other traffic.'));
-		o.default = o.enabled;
-
+		/* LuCI itself draws `defaultroute` and `metric`, in the other tab. */
 		o = s.taboption('general', form.Value, 'gateway', _('Gateway'),
-			_('Next hop of that default route, an IPv6 address, where it is not where the asks go.'));
-		o.placeholder = _('where the asks go');
+			_('An IPv6 address: the next hop for traffic from the prefixes that the grantor gives. It is needed where the grantor is not asked by IPv6 on this interface.'));
+		o.placeholder = _('the router by which the grantor is asked');
 		o.validate = ddpd.checked(gatewayWrong);
 		o.depends('defaultroute', '1');
 
 		o = s.taboption('advanced', form.Flag, 'peerdns', _('Use the grantor’s name servers'),
 			_('The name servers and search domains that the grantor tells are this router’s own.'));
 		o.default = o.enabled;
-
-		o = s.taboption('advanced', form.Value, 'metric', _('Metric of the default route'));
-		o.datatype = 'uinteger';
-		o.placeholder = '0';
 
 		o = s.taboption('advanced', form.Value, 'mtu', _('MTU'));
 		o.datatype = 'range(1280, 9000)';
