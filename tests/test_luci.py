@@ -333,6 +333,29 @@ def test_names_that_can_be_chosen(told: Told) -> None:
 
 
 @IN_BROWSER
+def test_what_was_added_is_offered_at_once(told: Told) -> None:
+    """Without a page that is loaded anew; and what was removed is offered no more."""
+    found = told["configAdded"]
+    assert found["before"] == {"pools": ["home", "Other.pool"], "grantors": ["exit1"]}
+    assert found["after"] == {"pools": ["Other.pool", "fresh"], "grantors": ["exit1", "exit9"]}
+    assert found["written"] == {"pools": ["fresh"], "grantor": "exit9"}
+
+
+@IN_BROWSER
+def test_a_table_says_what_is_meant_where_nothing_is_written(told: Told) -> None:
+    """“none” is not a lifetime."""
+    assert told["configAdded"]["rows"]["fresh"][2:5] == ["none", "none", "12h"]
+    assert told["configAdded"]["rows"]["eth7"][2] == "eth7"        # its interface: the name of the section
+
+
+@IN_BROWSER
+def test_sections_of_which_there_is_none_are_folded(told: Told) -> None:
+    folded = told["configWithout"]["folded"]
+    assert len(folded) == 6 and all(head.endswith("none yet") and not is_open for head, is_open in folded)
+    assert told["config"]["folded"] == 0
+
+
+@IN_BROWSER
 def test_the_page_says_what_to_paste(told: Told) -> None:
     intro = told["introduce"]
     assert "/etc/ddpd/other.pub" in told["config"]["intro"] and KEY not in told["config"]["intro"]

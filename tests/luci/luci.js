@@ -463,7 +463,7 @@ const GridSection = AbstractSection.extend({
 
 		return Promise.all(this.cfgsections().map(sid => Promise.all(columns.map(o => o.render(sid).then(frame => o.editable
 			? frame.querySelector('.cbi-value-field').firstChild
-			: dom.elem(o.textvalue(sid)) ? o.textvalue(sid) : E('span', {}, o.textvalue(sid) || '-')))).then(cells =>
+			: dom.elem(o.textvalue(sid)) ? o.textvalue(sid) : (o.textvalue(sid) != null) ? E('span', {}, o.textvalue(sid)) : E('em', {}, [ 'none' ])))).then(cells =>
 			E('tr', { 'class': 'tr', 'data-sid': sid }, [ E('td', { 'class': 'td' }, [ E('b', {}, [ sid ]) ]),
 				...cells.map(cell => E('td', { 'class': 'td' }, [ cell ])),
 				E('td', { 'class': 'td' }, [ E('button', { 'class': 'cbi-button cbi-button-edit', 'type': 'button',

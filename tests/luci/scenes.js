@@ -149,6 +149,7 @@ const SCENES = {
 				tabs: m.children.map(s => [ s.sectiontype, s.children.filter(o => !o.tab).map(o => o.option) ]),
 				titles: [].concat(...m.children.map(s => s.children.map(o => [ o.option, o.title, o.description ]))),
 				intro: words(document.getElementById('ddpd-introduce')),
+				folded: place().querySelectorAll('.ddpd-fold').length,
 				heads: [ ...place().querySelectorAll('h3') ].map(words), table: words(place()),
 				pools: sectionOf(m, 'grantee').getOption('pools').keylist, devices: sectionOf(m, 'ndp').getOption('device').keylist,
 				grantors: sectionOf(m, 'tunnel').getOption('grantor').keylist,
@@ -206,7 +207,41 @@ const SCENES = {
 
 	configWithout: () => {
 		router({ uci: { ddpd: {} } });
-		return configForm().then(() => ({ intro: words(document.getElementById('ddpd-introduce')), main: window.UCI.ddpd.main }));
+		return configForm().then(() => ({ intro: words(document.getElementById('ddpd-introduce')), main: window.UCI.ddpd.main,
+			folded: [ ...place().querySelectorAll('.ddpd-fold') ].map(node => [ words(node.querySelector('summary')), node.open ]) }));
+	},
+
+	/* A pool and a grantor come, one pool goes, and the page stays as it was loaded. */
+	configAdded: () => {
+		router({ uci: DATA.uci, files: KEYFILE() });
+		return configForm().then(m => {
+			const pools = sectionOf(m, 'grantee').getOption('pools'), grantor = sectionOf(m, 'tunnel').getOption('grantor');
+			const offered = () => sectionOf(m, 'grantee').renderMoreOptionsModal('alice').then(() => copyOf(pools.keylist))
+				.then(names => sectionOf(m, 'tunnel').renderMoreOptionsModal('tunnel0').then(() => ({ pools: names, grantors: copyOf(grantor.keylist) })));
+			const told = {};
+
+			return offered().then(found => {
+				told.before = found;
+				uci.add('ddpd', 'pool', 'fresh');
+				uci.add('ddpd', 'ndp', 'eth7');
+				uci.set('ddpd', uci.add('ddpd', 'grantor', 'late'), 'name', 'exit9');
+				uci.remove('ddpd', 'home_');
+				return offered();
+			}).then(found => {
+				told.after = found;
+				pools.widgets.alice.set([ 'fresh' ]);
+				grantor.widgets.tunnel0.set('exit9');
+				pools.parse('alice');
+				grantor.parse('tunnel0');
+				told.written = { pools: window.UCI.ddpd.alice.pools, grantor: window.UCI.ddpd.tunnel0.grantor };
+				return m.render();
+			}).then(node => {
+				told.rows = {};
+				for (const row of node.querySelectorAll('tr[data-sid]'))
+					told.rows[row.getAttribute('data-sid')] = [ ...row.children ].map(words);
+				return told;
+			});
+		});
 	},
 
 	validators: () => {

@@ -179,6 +179,27 @@ function poolWrong(text) {
 
 /* ---- the fields: one for each key of ddpd.conf, in a tab of its section ---- */
 
+/* Looked for whenever the field is shown: what was added since the page was loaded is offered too. */
+function offering(o, names) {
+	o.load = function(section_id) {
+		this.keylist = [];
+		this.vallist = [];
+		names().forEach(name => this.value(name));
+
+		return this.super('load', [ section_id ]);
+	};
+}
+
+/* What is meant where nothing is written, in the field and in the table, which says “none” otherwise. */
+function presetting(o, preset) {
+	o.placeholder = preset();
+	o.textvalue = function(section_id) {
+		const written = this.cfgvalue(section_id);
+
+		return (written != null && written !== '') ? E('span', {}, [ [].concat(written).join(' ') ]) : E('em', {}, [ preset(section_id) ]);
+	};
+}
+
 function field(s, tab, type, name, title, text, more) {
 	const o = s.taboption(tab, type, name, title, text);
 
@@ -187,8 +208,12 @@ function field(s, tab, type, name, title, text, more) {
 	for (const key in more)
 		if (key == 'wrong')
 			o.validate = ddpd.checked(more.wrong);
+		else if (key == 'choices' && typeof(more.choices) == 'function')
+			offering(o, more.choices);
 		else if (key == 'choices')
 			more.choices.forEach(choice => o.value(...[].concat(choice)));
+		else if (key == 'preset')
+			presetting(o, () => more.preset);
 		else if (key == 'column')
 			o.modalonly = null;
 		else if (key == 'required')
@@ -261,6 +286,20 @@ function section(m, type, title, text, one, naming) {
 	s.tab('common', _('Common'));
 	s.tab('advanced', _('Advanced'));
 
+	/* Where there is none yet, a line that opens. */
+	s.render = function(...values) {
+		return Promise.resolve(form.GridSection.prototype.render.apply(this, values)).then(node => {
+			if (this.cfgsections().length)
+				return node;
+
+			node.querySelectorAll('h3').forEach(head => head.remove());
+
+			return E('details', { 'class': 'cbi-section ddpd-fold' }, [
+				E('summary', { 'style': 'cursor:pointer' }, [ title, ': ', E('em', {}, [ _('none yet') ]) ]), node
+			]);
+		});
+	};
+
 	const o = s.option(form.Flag, 'disabled', _('Enabled'));
 
 	o.enabled = '0';
@@ -287,14 +326,14 @@ function named(s, longest, text) {
 function onDevice(s, networks, text) {
 	const o = value(s, 'common', 'device', _('Interface'), text, { wrong: ddpd.deviceWrong, column: true });
 
-	o.placeholder = _('the name of the section');
+	presetting(o, section_id => section_id || _('the name of the section'));
 	networks.forEach(name => o.value('@' + name));
 }
 
 /* The terms of an agreement: with one grantee, or with each peer of an interface. */
 function terms(s, whose) {
 	list(s, 'common', 'pools', _('Pools'), _('From these is given, in this order.'),
-		{ wrong: poolWrong, required: true, column: true, choices: namesOf('pool') });
+		{ wrong: poolWrong, required: true, column: true, choices: () => namesOf('pool') });
 	value(s, 'common', 'limit', _('Leases'), whose, { wrong: wholeWrong(1, 256), placeholder: '1' });
 	list(s, 'common', 'lengths', _('Lengths'), _('What may be had; otherwise all that the pools give.'),
 		{ wrong: lengthsWrong, placeholder: '/56-/64' });
@@ -362,7 +401,7 @@ function addPools(m) {
 	list(s, 'common', 'reserve', _('Reserved'), _('Never given. Where the pool’s prefix may move, offsets in it: ::/56.'),
 		{ wrong: ddpd.prefixWrong });
 	value(s, 'common', 'lifetime', _('Lifetime'), _('How long a lease is valid.'),
-		{ wrong: ddpd.durationWrong, placeholder: '12h', column: true });
+		{ wrong: ddpd.durationWrong, preset: '12h', column: true });
 	list(s, 'common', 'dns', _('Name servers'), _('Told to grantees.'), { wrong: ddpd.addressWrong });
 	list(s, 'common', 'search', _('Search domains'), _('Told to grantees.'), { wrong: ddpd.nameWrong });
 	list(s, 'advanced', 'ntp', _('Time servers'), _('Told to grantees.'), { wrong: ddpd.addressWrong });
@@ -459,7 +498,7 @@ function addTunnels(m, networks) {
 
 	onDevice(s, networks, _('The interface that is made, such as wg1.'));
 	value(s, 'common', 'grantor', _('Grantor'), _('Its answers say how the interface is made.'),
-		{ wrong: grantorWrong, required: true, column: true, choices: namesOf('grantor') });
+		{ wrong: grantorWrong, required: true, column: true, choices: () => namesOf('grantor') });
 	list(s, 'common', 'routes', _('Routes'), _('Prefixes that are routed into it, whatever their source.'), { wrong: ddpd.prefixWrong, column: true });
 	value(s, 'advanced', 'mtu', _('MTU'), _('Otherwise the kernel’s choice.'), { wrong: wholeWrong(1280, 9000), placeholder: '1420' });
 }
