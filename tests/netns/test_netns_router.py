@@ -175,7 +175,8 @@ def test_the_instance(router: Router) -> None:
     assert router.init("start").returncode == 0
     assert router.params() == {
         "command": ["/usr/sbin/ddpd", "-c", "/var/run/ddpd/ddpd.conf"], "file": ["/var/run/ddpd/ddpd.conf"],
-        "reload_signal": ["HUP"], "respawn": ["3600", "5", "0"], "stderr": ["1"], "term_timeout": ["10"]}
+        "reload_signal": ["HUP"], "respawn": ["3600", "5", "0"], "env": ["DDPD_LOG=split"], "stdout": ["1"],
+        "stderr": ["1"], "term_timeout": ["10"]}
     secret = router.read("etc/ddpd/key").strip()
     assert not any(secret in word for call in router.calls for word in call)
     for name, mode in {"var/run/ddpd": 0o700, "var/run/ddpd/ddpd.conf": 0o600, "etc/ddpd/key": 0o600,
@@ -357,6 +358,19 @@ def test_a_reload_keeps_pid_and_lease(router: Router, lab: Lab) -> None:
         router.init("reload")
         assert router.instance is None and task.poll() == 0
         assert '"granted"' in router.read("etc/ddpd/leases.json")
+
+
+def test_a_changed_listen_reaches_ddpd(router: Router) -> None:
+    """By one signal: no restart, which would forget sessions, and no second signal."""
+    router.write("etc/config/ddpd", uci("ddpd", "main", enabled="1", listen="[::]:3373") + POOL)
+    assert router.init("start").returncode == 0
+    eventually(lambda: "started" in router.log(), 10)
+    task = router.task
+    router.write("etc/config/ddpd", uci("ddpd", "main", enabled="1", listen="[::]:4444") + POOL)
+    assert router.init("reload").returncode == 0 and "listen = [::]:4444\n" in router.read("var/run/ddpd/ddpd.conf")
+    assert ("procd_send_signal", "ddpd", "*", "HUP") not in router.calls        # procd has sent one
+    eventually(lambda: "reloaded" in router.log(), 10)
+    assert router.log().count("reloaded") == 1 and router.task is task and task is not None and task.poll() is None
 
 
 def test_a_file_by_hand(router: Router) -> None:
