@@ -622,6 +622,23 @@ def test_two_networks_on_one_device_and_its_mtu(router: Router, lab: Lab) -> Non
     assert hook("bound", "b", "1280") == own                                    # it comes too late: it is down
 
 
+def test_a_device_and_its_vlan_have_an_mtu_each(router: Router, lab: Lab) -> None:
+    """Also where the one's name begins like the other's."""
+    lab["home"].bridge("eth0.10")
+    router.sh("mkdir -p /var/run/ddpd")
+
+    def hook(event: str, name: str, device: str, mtu: str) -> list[str]:
+        env = {"DEVICE": device, "INTERFACE": name, "MTU": mtu, "DDPD_PREFIXES": "2001:db8::/56,10,20"}
+        arguments = [event, name] if event == "down" else [event]
+        assert router.run("/lib/netifd/ddpd.script", *arguments, env=env).returncode == 0
+        return [lab["home"].sh(f"cat /proc/sys/net/ipv6/conf/{dev}/mtu").strip() for dev in ("eth0", "eth0.10")]
+    own, vlan = hook("down", "none", "", "")
+    assert hook("bound", "v", "eth0.10", "1300") == [own, "1300"]
+    assert hook("bound", "a", "eth0", "1400") == ["1400", "1300"]
+    assert hook("down", "a", "", "") == [own, "1300"] and hook("down", "v", "", "") == [own, vlan]
+    assert not list(router.root.glob("var/run/ddpd/mtu/*"))
+
+
 def test_a_hook_that_comes_late_leaves_nothing(router: Router, lab: Lab) -> None:
     """Torn down while what is bound is being told."""
     lab["home"].bridge("br-guest")
