@@ -23,6 +23,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -266,13 +267,20 @@ class Netifd:
     def __init__(self, router: Router, interface: str, config: Mapping[str, object], device: str) -> None:
         self.router, self.interface, self.config, self.device = router, interface, dict(config), device
         self.task: subprocess.Popen[bytes] | None = None
+        self.script: subprocess.Popen[bytes] | None = None        # the handler, while it sets up
         self.calls: list[Call] = []
-        self.blocked = False
+        self.exported: dict[str, str] = {}
+        self.update: list[Call] = []                              # begun, and perhaps not sent yet
+        self.data: dict[str, str] = {}                            # of ifstatus: merged, until it goes down
+        self.shown: list[Call] = []                               # its errors, until it comes up
+        self.up = False
+
+    def command(self, action: str) -> list[str]:
+        return ["sh", "-c", 'cd /lib/netifd/proto; exec ./ddpd.sh "$@"', "sh", "ddpd", action, self.interface,
+                json.dumps(self.config), self.device]
 
     def handler(self, action: str, env: Mapping[str, str] | None = None) -> list[Call]:
-        config = json.dumps(self.config)
-        done = self.router.run("sh", "-c", 'cd /lib/netifd/proto; exec ./ddpd.sh "$@"', "sh", "ddpd", action,
-                               self.interface, config, self.device, env=env)
+        done = self.router.run(*self.command(action), env=env)
         assert "syntax" not in done.stderr and "not found" not in done.stderr, done.stderr
         return self.hear()
 
@@ -280,23 +288,62 @@ class Netifd:
         calls = self.router.told()
         self.calls += calls
         for call in calls:
-            if call[0] == "proto_send_update":
+            assert call[0] != "proto_block_restart", "what is mended would stay dead until `ifup`"
+            if call[0] == "proto_init_update":
+                self.update = []
+            elif call[0] == "proto_send_update":
                 assert re.match(r"action=0 link-up=[01] (state=|$)", call[2]), call
+                self.updated("link-up=1" in call[2])
+            elif call[0] == "proto_notify_error" and call[1] == self.interface:
+                self.shown = [call[2:]]                           # `lasterror`: the last takes the others' place
+            elif call[0] == "proto_export":
+                name, _, value = call[1].partition("=")
+                self.exported[name] = value
+            elif call[0] == "proto_run_command" and self.script is not None:
+                self.task = self.router.start(list(call[2:]), self.exported)
+                self.router.write(f"task.{self.interface}", str(self.task.pid))
+            self.update.append(call)
         return calls
 
+    def updated(self, up: bool) -> None:
+        told = {call[1]: call[2] for call in self.update if call[0] in ("json_add_string", "json_add_boolean")}
+        self.data = {**self.data, **told} if up else {}
+        self.shown = self.shown if self.up or not up else []
+        self.up = up
+
     def setup(self) -> list[Call]:
-        calls = self.handler("setup")
-        env = dict(call[1].split("=", 1) for call in calls if call[0] == "proto_export")
-        self.blocked = any(call[0] == "proto_block_restart" for call in calls)
-        for call in calls:
-            if call[0] == "proto_run_command":
-                self.task = self.router.start(list(call[2:]), env)
-                self.router.write(f"task.{self.interface}", str(self.task.pid))
+        """Until the handler has ended, or has told an error and sleeps.  One that ends without a task is set up again
+        at once, and for ever."""
+        self.script = self.router.start(self.command("setup"))
+        calls: list[Call] = []
+        until = time.monotonic() + 60
+        while self.script.poll() is None and time.monotonic() < until:
+            calls += self.hear()
+            if any(call[0] == "proto_notify_error" for call in calls):
+                time.sleep(0.5)
+                break
+            time.sleep(0.05)
+        calls += self.hear()
+        assert self.script.poll() is None or self.runs(), self.router.log()
+        assert "syntax error" not in self.router.log() and "not found" not in self.router.log()
         return calls
+
+    def rests(self) -> bool:
+        """The handler sleeps, and there is no task."""
+        return self.script is not None and self.script.poll() is None and not self.runs()
+
+    def runs(self) -> bool:
+        self.hear()
+        return self.task is not None
 
     def teardown(self, env: Mapping[str, str] | None = None) -> int | None:
         """The code with which the task has ended, within 5 s; None: it had to be killed."""
+        if self.script is not None and self.script.poll() is None:
+            self.script.terminate()
+            assert self.script.wait(1) in (0, -signal.SIGTERM)    # netifd kills it then
+        self.script = None
         self.handler("teardown", env)
+        self.data, self.up = {}, False
         task, self.task = self.task, None
         if task is None:
             return 0
@@ -306,6 +353,12 @@ class Netifd:
             task.kill()
             task.wait()
             return None
+
+    def reload(self, **options: object) -> list[Call]:
+        """`network reload` after these were changed."""
+        self.config.update(options)
+        self.teardown()
+        return self.setup()
 
     def updates(self) -> list[list[Call]]:
         """Each proto_init_update with what came until proto_send_update."""

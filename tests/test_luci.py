@@ -221,7 +221,7 @@ def test_the_protocol_runs_on_a_device_of_another_network(told: Told) -> None:
 def sent_codes() -> set[str]:
     """The errors that the protocol's scripts tell netifd."""
     scripts = [NETIFD / "ddpd.script", NETIFD / "proto/ddpd.sh"]
-    sends = r'(?:proto_notify_error|ddpd_hopeless|ddpd_later|ddpd_failed \$\?) "\$(?:INTERFACE|interface)" ([A-Z_]+)\b'
+    sends = r'(?:(?:proto_notify_error|ddpd_rest) "\$(?:INTERFACE|interface)"|\btell|DDPD_ERROR=)[ ]?([A-Z_]+)\b'
     each = [set(re.findall(sends, script.read_text())) for script in scripts]
     assert all(each), f"nothing like: {sends}"
     return set.union(*each)

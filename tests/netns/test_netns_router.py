@@ -435,6 +435,8 @@ release = yes
      "ask = 0.0.0.0/28 on eth0\n    ::/80 on eth0\n    ::/128 on eth0"),
     ({"ask": ["3:", "::/60", "0.0.0.0/28", "on", "@lan"]}, "ask = ::/56",                     # of an `option ask`
      "ask = 3: ::/60\n    0.0.0.0/28 on br-lan"),
+    ({"ask": [f"{slot}: ::/60" for slot in range(5)]}, "ask = ::/56",
+     "ask = " + "\n    ".join(f"{slot}: ::/60" for slot in range(5))),
     ({"norelease": True}, "release = yes\n", ""),
     ({"norelease": False}, "", ""),
     ({"hostname": "box"}, "release = yes\n", "release = yes\nhostname = box\n"),
@@ -452,25 +454,49 @@ def test_options_of_the_protocol(router: Router, more: dict[str, object], old: s
     assert (router.root / "var/run/ddpd/if-wan6d.conf").stat().st_mode & 0o777 == 0o600
 
 
-@pytest.mark.parametrize(("more", "code"), [
+WRONG = [
     ({"grantor": []}, "MISSING_GRANTOR"), ({"key": ""}, "MISSING_KEY"), ({"key": "abc"}, "INVALID_CONFIG"),
     ({"ask": ["::/56 in lan"]}, "INVALID_CONFIG"), ({"grantor": ["a_b"]}, "INVALID_CONFIG"),
     ({"hostname": "x;y"}, "INVALID_CONFIG"), ({"hostname": "x\n[pool p]"}, "INVALID_CONFIG"),
     ({"keyfile": "/proc/none/key"}, "INVALID_CONFIG"), ({"accept": ["all"]}, "INVALID_CONFIG"),
     ({"keepalive": "often"}, "INVALID_CONFIG"),
-])
-def test_what_time_cannot_cure_is_blocked(router: Router, more: dict[str, object], code: str) -> None:
+]
+
+
+@pytest.mark.parametrize(("more", "code"), WRONG)
+def test_what_is_wrong_rests_until_it_is_mended(router: Router, more: dict[str, object], code: str) -> None:
+    """`network reload` is all that the mending needs; until then no process comes and goes."""
     netifd = Netifd(router, "wan6d", wan6d(**more), "eth0")
-    calls = netifd.setup()
-    assert netifd.errors()[0][0] == code and netifd.blocked
-    assert not [call for call in calls if call[0] == "proto_run_command"]
+    netifd.setup()
+    assert netifd.rests() and netifd.shown[0][0] == code
+    good = {"keyfile": "", "hostname": "", "accept": [], "keepalive": "", **wan6d()}
+    netifd.reload(**good)
+    assert netifd.runs()
+    netifd.teardown()
 
 
-def test_without_python_it_says_so(router: Router) -> None:
+def test_without_python_it_says_so_and_waits_for_it(router: Router) -> None:
+    python = router.read("usr/bin/python3")
     router.write("usr/bin/python3", "#!/bin/sh\nexit 1\n", 0o755)
     netifd = Netifd(router, "wan6d", wan6d(), "eth0")
     netifd.setup()
-    assert netifd.errors() == [("NO_PYTHON",)] and netifd.blocked
+    assert netifd.errors() == [("NO_PYTHON",)] and netifd.rests()
+    router.write("usr/bin/python3", python, 0o755)
+    eventually(netifd.runs, 20)
+    assert netifd.errors() == [("NO_PYTHON",)]
+    netifd.teardown()
+
+
+def test_a_key_that_comes_late_is_waited_for(router: Router) -> None:
+    """Its disk is not there yet: nobody changes the configuration, and the error is told once."""
+    router.sh("ln -s /mnt/none/key /etc/ddpd/late")
+    netifd = Netifd(router, "wan6d", wan6d(keyfile="/etc/ddpd/late"), "eth0")
+    netifd.setup()
+    assert netifd.rests() and netifd.errors() == [("INVALID_CONFIG", "no key in /etc/ddpd/late")]
+    router.write_key("late", "mnt/none/key")
+    eventually(netifd.runs, 20)
+    assert len(netifd.errors()) == 1 and router.log().count("no key can be made") == 1
+    netifd.teardown()
 
 
 def told_of(netifd: Netifd, name: str) -> list[tuple[str, ...]]:
@@ -577,16 +603,23 @@ def test_the_device_has_its_mtu_back(router: Router, lab: Lab, more: dict[str, o
 
 
 def test_a_twin_is_told_apart(router: Router, lab: Lab) -> None:
-    """Two interfaces with one key at one grantor would take each other's slots."""
+    """Two interfaces with one key at one grantor would take each other's slots.  The second waits, and starts no Python
+    while it does."""
     one, two = (Netifd(router, name, wan6d(), "eth0") for name in ("wan6d", "wan6e"))
     with hub(lab):
         one.setup()
         eventually(lambda: told_of(one, "proto_add_ipv6_prefix"), 10)
-        assert "proto_run_command" not in {call[0] for call in two.setup()}
-        assert two.errors() == [("CLONE", "if-wan6d asks this grantor with the same key: this one wants a keyfile")]
-        assert not two.blocked and one.teardown() == 0                          # that passes by itself
+        python = router.read("usr/bin/python3")
+        router.write("usr/bin/python3", python.replace("exec", "echo started >> /started; exec"), 0o755)
         two.setup()
-        assert two.task is not None
+        assert two.rests()
+        (router.root / "started").unlink(missing_ok=True)                       # once, to see that it starts
+        time.sleep(6)
+        two.hear()
+        assert two.errors() == [("CLONE", "if-wan6d asks this grantor with the same key: this one wants a keyfile")]
+        assert not (router.root / "started").exists()
+        assert one.teardown() == 0                                              # that passes by itself
+        eventually(two.runs, 25)
         eventually(lambda: told_of(two, "proto_add_ipv6_prefix"), 10)
         assert two.teardown() == 0
 
@@ -716,7 +749,7 @@ def test_a_dead_grantor_is_waited_for(router: Router, lab: Lab) -> None:
     eventually(lambda: netifd.hear() and netifd.errors(), 15)
     until = time.monotonic() + 60
     while time.monotonic() < until:
-        assert netifd.task.poll() is None and not netifd.blocked
+        assert netifd.task.poll() is None
         time.sleep(0.5)
     netifd.hear()
     assert netifd.errors()[:2] == [("NO_GRANTOR", "fd00::1"), ("UNKNOWN_KEY", public_of("home"))]
@@ -761,11 +794,29 @@ def test_a_restart_tells_at_once_what_is_held(router: Router, lab: Lab) -> None:
         grantor.kill()
     began = time.monotonic()
     netifd.teardown({"ERROR": "137"})
-    assert 3.5 < time.monotonic() - began < 9                                   # netifd itself knows no back-off
+    assert time.monotonic() - began < 5                                         # or netifd kills it
     netifd.calls = []
     netifd.setup()
+    assert 3.5 < time.monotonic() - began < 12                                  # netifd itself knows no back-off
     eventually(lambda: told_of(netifd, "proto_add_ipv6_prefix"), 15)
     assert netifd.teardown() == 0
+
+
+def test_what_ends_again_and_again_is_started_less_and_less(router: Router) -> None:
+    router.sh("mkdir -p /var/run/ddpd")
+    waits, file = [], "var/run/ddpd/if-wan6d.failed"
+    source = ". /lib/functions.sh; . /lib/netifd/netifd-proto.sh; add_protocol() { :; }; INCLUDE_ONLY=1; " \
+             ". /lib/netifd/proto/ddpd.sh; sleep() { echo slept $1; }; "
+    netifd = Netifd(router, "wan6d", wan6d(), "eth0")
+    for _ in range(6):
+        waits.append(router.sh(source + "ddpd_back_off wan6d"))
+        netifd.teardown({"ERROR": "1"})
+    assert waits == ["", *(f"slept {seconds}\n" for seconds in (4, 8, 16, 32, 60))]
+    router.write("var/run/ddpd/if-wan6d.started", "-100\n")                     # it had run for minutes
+    netifd.teardown({"ERROR": "1"})
+    assert router.read(file) == "1\n"
+    netifd.teardown()                                                           # `ifdown`
+    assert not (router.root / file).exists()
 
 
 def test_two_interfaces_and_the_daemon_leave_each_other_alone(router: Router, lab: Lab) -> None:

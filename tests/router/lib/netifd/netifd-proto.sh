@@ -49,6 +49,10 @@ json_add_string() {
 	record json_add_string "$@"
 	JSON="$JSON${1:+$1=}$2 "
 }
+json_add_boolean() {
+	record json_add_boolean "$@"
+	JSON="$JSON$1=$2 "
+}
 json_add_array() { JSON="$JSON$1=[ "; }
 json_close_array() { JSON="$JSON] "; }
 json_dump() { echo "$JSON"; }

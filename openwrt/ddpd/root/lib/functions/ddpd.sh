@@ -8,8 +8,13 @@ DDPD_ETC=/etc/ddpd
 DDPD_BREAK='
 '
 
+DDPD_ALOUD=-s           # on standard error too
+
+# The same once, however often it is looked for.
 ddpd_say() {
-	logger -s -t ddpd -p daemon.err "$*"
+	[ "$DDPD_SAID" != "$*" ] || return 0
+	DDPD_SAID="$*"
+	logger ${DDPD_ALOUD:+"$DDPD_ALOUD"} -t ddpd -p daemon.err "$*"
 }
 
 # The private key, made at the first start (two starts at once make one), and beside it the public one, for the others.
@@ -120,4 +125,9 @@ ddpd_take() {
 	rm -f "$file.new"
 	ddpd_say "$DDPD_WRONG"
 	return "$code"
+}
+
+# Does a daemon listen on this control socket?  (The file alone may be a dead one's.)
+ddpd_runs() {
+	[ -n "$1" ] && grep -q " $1\$" /proc/net/unix
 }

@@ -9,6 +9,7 @@
 	init_proto "$@"
 }
 . /lib/functions/ddpd.sh
+DDPD_ALOUD=''           # netifd logs what we and the daemon write, and knows no levels
 
 proto_ddpd_init_config() {
 	renew_handler=1
@@ -25,29 +26,25 @@ proto_ddpd_init_config() {
 	proto_config_add_boolean norelease
 }
 
-# Time cures none of these: netifd tries again when the interface is configured or brought up anew.
-ddpd_hopeless() {
-	local interface="$1"
-	shift
-	proto_notify_error "$interface" "$@"
-	proto_block_restart "$interface"
-}
-
-# Time cures these, and netifd tries again at once.
-ddpd_later() {
+# INTERFACE ERROR...: only another configuration cures this.  netifd ends us when it comes, or at `ifup`, and sets up
+# anew; if we ended ourselves, it would do so at once, and proto_block_restart would outlive the cure.
+ddpd_rest() {
 	proto_notify_error "$@"
-	sleep 4
+	exec sleep 2147483647
 }
 
-# CODE INTERFACE ERROR...: what has failed, or was killed for want of memory.
-ddpd_failed() {
-	local code="$1"
-	shift
-	if [ "$code" -gt 127 ]; then
-		ddpd_later "$@"
-	else
-		ddpd_hopeless "$@"
-	fi
+# CHECK INTERFACE: waits until CHECK is content; what it says is $DDPD_ERROR, and how $DDPD_WRONG.  Time may cure this,
+# so we look again and again: that is less than being set up again and again.
+ddpd_await() {
+	local check="$1" interface="$2" told='' pause=5
+	until "$check"; do
+		if [ "$told" != "$DDPD_ERROR $DDPD_WRONG" ]; then
+			told="$DDPD_ERROR $DDPD_WRONG"
+			proto_notify_error "$interface" "$DDPD_ERROR" ${DDPD_WRONG:+"$DDPD_WRONG"}
+		fi
+		sleep "$pause"
+		[ "$pause" -gt 30 ] || pause=$((pause * 2))
+	done
 }
 
 # Called by json_for_each_item with VALUE, KEY and what it was told: the variable that gets a line a value.
@@ -67,19 +64,41 @@ ddpd_collect_ask() {
 	esac
 }
 
+# Does Python start ddpd?  It is asked once, and where the daemon has ended by itself.
+ddpd_starts() {
+	DDPD_ERROR=NO_PYTHON DDPD_WRONG=''
+	if [ ! -e "$conf" ] || [ -e "$DDPD_RUN/if-$interface.failed" ]; then
+		"$DDPD_BIN" --version > /dev/null 2>&1
+	fi
+}
+
+ddpd_has_key() {
+	DDPD_ERROR=INVALID_CONFIG DDPD_WRONG="no key in $keyfile"
+	ddpd_key "$keyfile"
+}
+
 # Another interface, or the daemon of /etc/config/ddpd, that asks this grantor with this key: they would be two
 # machines to it, or take each other's slots.
-ddpd_twin() {
-	local conf
-	for conf in "$DDPD_RUN"/*.conf; do
-		if [ "$conf" != "$1" ] && [ -S "${conf%.conf}.sock" ] && grep -qxF "key = $key" "$conf" &&
-				grep -qxF "key = ${keyfile:-$DDPD_ETC/key}" "$conf" &&
-				"$DDPD_BIN" -c "$conf" status > /dev/null 2>&1; then
-			conf="${conf##*/}"
-			echo "${conf%.conf}"
-			return
+ddpd_alone() {
+	local other
+	for other in "$DDPD_RUN"/*.conf; do
+		if [ "$other" != "$conf" ] && grep -sqxF "key = $key" "$other" && grep -qxF "key = $keyfile" "$other" &&
+				ddpd_runs "$(sed -n 's/^control *= *//p' "$other")"; then
+			other="${other##*/}"
+			DDPD_ERROR=CLONE
+			DDPD_WRONG="${other%.conf} asks this grantor with the same key: this one wants a keyfile"
+			return 1
 		fi
 	done
+}
+
+# There is a configuration, or it is $DDPD_MISTAKE.
+ddpd_made() {
+	local code=0
+	DDPD_ERROR=INVALID_CONFIG DDPD_WRONG="cannot write $conf" DDPD_MISTAKE=''
+	ddpd_conf "$interface" "$device" | ddpd_write "$conf" && ddpd_take "$conf" || code=$?
+	[ "$code" != 2 ] || DDPD_MISTAKE="$DDPD_WRONG"
+	[ "$code" = 0 ] || [ "$code" = 2 ]
 }
 
 # Nothing in a value may be taken for something else in the file.
@@ -94,7 +113,7 @@ ddpd_fit() {
 	esac
 }
 
-# The grantor of this interface: ddpd decides nothing about the kernel, netifd does.
+# The configuration of this interface: ddpd decides nothing about the kernel, netifd does.
 ddpd_conf() {
 	local interface="$1" device="$2" IFS="$DDPD_BREAK" line asks=
 	set -f
@@ -107,7 +126,7 @@ ddpd_conf() {
 		asks="$asks$line$DDPD_BREAK"
 	done
 	echo '[ddpd]'
-	ddpd_line key "${keyfile:-$DDPD_ETC/key}"
+	ddpd_line key "$keyfile"
 	ddpd_line leases "$DDPD_ETC/if-$interface.json"
 	ddpd_line control "$DDPD_RUN/if-$interface.sock"
 	ddpd_line status "$DDPD_RUN/if-$interface.json"
@@ -124,42 +143,53 @@ ddpd_conf() {
 	[ -z "$accept" ] || ddpd_line accept $accept
 }
 
+# A daemon that has ended by itself within a minute is started after 4 s, then 8 s, and so on.
+ddpd_back_off() {
+	local failed
+	failed="$(cat "$DDPD_RUN/if-$1.failed" 2>/dev/null)"
+	case "$failed" in
+		'')      ;;
+		[1-4])   sleep $((2 << failed)) ;;
+		*)       sleep 60 ;;
+	esac
+	cut -d . -f 1 /proc/uptime > "$DDPD_RUN/if-$1.started"
+}
+
+ddpd_has_failed() {
+	local failed="$DDPD_RUN/if-$1.failed" now began
+	now="$(cut -d . -f 1 /proc/uptime)"
+	began="$(cat "$DDPD_RUN/if-$1.started" 2>/dev/null)"
+	[ "$((now - ${began:-0}))" -lt 60 ] || rm -f "$failed"
+	echo "$(($(cat "$failed" 2>/dev/null) + 1))" > "$failed"
+}
+
 proto_ddpd_setup() {
-	local interface="$1" device="$2" slot='' twin
+	local interface="$1" device="$2" slot=''
 	local grantor key ask accept gateway mtu hostname keepalive keyfile norelease
 	local conf="$DDPD_RUN/if-$interface.conf"
 	json_get_vars key gateway mtu hostname keepalive keyfile norelease
 	json_for_each_item ddpd_collect grantor grantor
 	json_for_each_item ddpd_collect_ask ask
 	json_for_each_item ddpd_collect accept accept
+	keyfile="${keyfile:-$DDPD_ETC/key}"
 
-	[ -n "$grantor" ] || { ddpd_hopeless "$interface" MISSING_GRANTOR; return 1; }
-	[ -n "$key" ] || { ddpd_hopeless "$interface" MISSING_KEY; return 1; }
-	if [ ! -e "$conf" ]; then
-		"$DDPD_BIN" --version > /dev/null 2>&1 || { ddpd_failed $? "$interface" NO_PYTHON; return 1; }
-	fi
-	ddpd_key "${keyfile:-$DDPD_ETC/key}" || {
-		ddpd_failed $? "$interface" INVALID_CONFIG "no key in ${keyfile:-$DDPD_ETC/key}"
-		return 1
-	}
-	twin="$(ddpd_twin "$conf")"
-	[ -z "$twin" ] || {
-		ddpd_later "$interface" CLONE "$twin asks this grantor with the same key: this one wants a keyfile"
-		return 1
-	}
-	if ! ddpd_conf "$interface" "$device" | ddpd_write "$conf"; then
-		ddpd_later "$interface" INVALID_CONFIG "cannot write $conf"
-		return 1
-	fi
-	ddpd_fit || { ddpd_hopeless "$interface" INVALID_CONFIG "$DDPD_WRONG"; return 1; }
-	ddpd_take "$conf" || { ddpd_failed $? "$interface" INVALID_CONFIG "$DDPD_WRONG"; return 1; }
+	[ -n "$grantor" ] || ddpd_rest "$interface" MISSING_GRANTOR
+	[ -n "$key" ] || ddpd_rest "$interface" MISSING_KEY
+	ddpd_fit || ddpd_rest "$interface" INVALID_CONFIG "$DDPD_WRONG"
+	ddpd_await ddpd_starts "$interface"
+	ddpd_await ddpd_has_key "$interface"
+	ddpd_await ddpd_alone "$interface"
+	ddpd_await ddpd_made "$interface"
+	[ -z "$DDPD_MISTAKE" ] || ddpd_rest "$interface" INVALID_CONFIG "$DDPD_MISTAKE"
+	ddpd_back_off "$interface"
 	/lib/netifd/ddpd.script begin "$interface"
 
 	proto_export "INTERFACE=$interface"
 	proto_export "DEVICE=$device"
 	proto_export "GATEWAY=$gateway"
 	proto_export "MTU=$mtu"
-	proto_export "KEY=${keyfile:-$DDPD_ETC/key}"
+	proto_export "KEY=$keyfile"
+	proto_export "GRANTOR=${grantor%%"$DDPD_BREAK"*}"
 	proto_run_command "$interface" "$DDPD_BIN" -c "$conf"
 }
 
@@ -167,11 +197,15 @@ proto_ddpd_renew() {
 	proto_kill_command "$1" "$(kill -l USR1)"
 }
 
-# ERROR: with what code the daemon has ended by itself.  netifd starts it again at once, and kills us after 5 s.
+# ERROR: with what code the daemon has ended by itself.  netifd kills us after 5 s.
 proto_ddpd_teardown() {
 	proto_kill_command "$1"
 	/lib/netifd/ddpd.script down "$1"
-	[ -z "$ERROR" ] || sleep 4
+	if [ -n "$ERROR" ]; then
+		ddpd_has_failed "$1"
+	else
+		rm -f "$DDPD_RUN/if-$1.failed"
+	fi
 }
 
 [ -n "$INCLUDE_ONLY" ] || add_protocol ddpd
