@@ -406,7 +406,7 @@ def test_what_netifd_is_told_of_the_protocol(router: Router) -> None:
         **dict.fromkeys(("grantor", "ask", "accept"), "proto_config_add_array"),
         **dict.fromkeys(("key", "gateway", "hostname", "keepalive", "keyfile"), "proto_config_add_string"),
         "mtu": "proto_config_add_int", "norelease": "proto_config_add_boolean"}
-    assert ("dump", "ddpd", "renew-handler=1", "no-device=0", "lasterror=0") in calls
+    assert ("dump", "ddpd", "renew-handler=1", "no-device=0", "lasterror=1") in calls
 
 
 BASE = """[ddpd]
@@ -709,25 +709,54 @@ def test_a_start_with_what_is_wrong_stops_nothing(router: Router) -> None:
     assert router.init("start").returncode == 0 and router.task is task and task is not None and task.poll() is None
 
 
-def test_the_hook_tells_of_a_clone(router: Router) -> None:
-    env = {"INTERFACE": "wan6d", "DEVICE": "eth0", "DDPD_REFUSED": "0,CLONE 1,CLONE"}
-    router.sh("mkdir -p /var/run/ddpd")
-    router.run("/lib/netifd/ddpd.script", "renewed", env=env)
-    assert ("proto_notify_error", "wan6d", "CLONE") in router.told()
+def hooked(netifd: Netifd, event: str, **variables: str) -> None:
+    env = {"INTERFACE": "wan6d", "DEVICE": "eth0", "GRANTOR": "exit1", "KEY": "/etc/ddpd/key", "DDPD_SERVER": "fd00::1",
+           "DDPD_ANSWERS": "3", "DDPD_STATE": "bound", **variables}
+    assert netifd.router.run("/lib/netifd/ddpd.script", event, env=env).returncode == 0
+    netifd.hear()
 
 
-def test_who_is_silent_while_something_is_held_is_no_error(router: Router) -> None:
-    """netifd is told how it stands, with what is held; it forgets errors only when the interface comes up."""
+@pytest.fixture
+def told(router: Router) -> Netifd:
+    """An interface of which hooks tell."""
     router.sh("mkdir -p /var/run/ddpd")
-    env = {"INTERFACE": "wan6d", "DEVICE": "eth0", "DDPD_SERVER": "fd00::1", "DDPD_ANSWERS": "3",
-           "DDPD_STATE": "renewing", "KEY": "/etc/ddpd/key"}
-    router.run("/lib/netifd/ddpd.script", "silent", env={**env, "DDPD_PREFIXES": "2001:db8::/56,10,20"})
-    calls = router.told()
-    assert ("json_add_string", "silent", "yes") in calls and ("json_add_string", "state", "renewing") in calls
-    assert ("proto_add_ipv6_prefix", "2001:db8::/56,10,20") in calls
-    assert not [call for call in calls if call[0] == "proto_notify_error"]
-    router.run("/lib/netifd/ddpd.script", "silent", env=env)
-    assert ("proto_notify_error", "wan6d", "NO_GRANTOR", "fd00::1") in router.told()
+    router.write("etc/ddpd/key.pub", "ours\n")
+    return Netifd(router, "wan6d", wan6d(), "eth0")
+
+
+HELD = "2001:db8::/56,10,20"
+
+
+def test_an_error_is_told_once_and_the_next_takes_its_place(told: Netifd) -> None:
+    for event, variables, wanted in [
+            ("silent", {"DDPD_SERVER": ""}, ("NO_NAME",)), ("silent", {"DDPD_ANSWERS": "0"}, ("UNKNOWN_KEY", "ours")),
+            ("silent", {"DDPD_SERVER": "10.0.0.1"}, ("NO_GRANTOR", "10.0.0.1")),
+            ("lost", {"DDPD_REFUSED": "0,CLONE 1,CLONE"}, ("CLONE",)),
+            ("lost", {"DDPD_REFUSED": "0,LENGTH"}, ("REFUSED", "0,LENGTH")),
+            ("silent", {"DDPD_REFUSED": "0,LENGTH"}, ("NO_GRANTOR", "fd00::1"))]:
+        before = len(told.errors())
+        for _ in range(3):
+            hooked(told, event, **variables)
+        assert told.errors()[before:] == [wanted] and told.shown == [wanted]
+    hooked(told, "lost")
+    assert told.shown == [("NO_GRANTOR", "fd00::1")]                            # nothing better is known
+    hooked(told, "bound", DDPD_PREFIXES=HELD)
+    assert told.shown == []
+    hooked(told, "lost", DDPD_STATE="seeking")
+    hooked(told, "silent")
+    assert told.shown == [("NO_GRANTOR", "fd00::1")]                            # again: netifd had forgotten it
+
+
+def test_what_is_over_is_over_in_the_data_too(told: Netifd) -> None:
+    """netifd keeps what it was told while the interface is up; and no error then, which it would keep too."""
+    calm = {"state": "bound", "name": "exit1", "grantor": "fd00::1", "silent": "0", "refused": ""}
+    hooked(told, "bound", DDPD_PREFIXES=HELD, DDPD_REFUSED="1,LENGTH")
+    assert told.data == {**calm, "refused": "1,LENGTH"}
+    hooked(told, "silent", DDPD_PREFIXES=HELD, DDPD_STATE="renewing")
+    assert told.data == {**calm, "silent": "1", "state": "renewing"}
+    assert ("proto_add_ipv6_prefix", HELD) in told.calls
+    hooked(told, "renewed", DDPD_PREFIXES=HELD)
+    assert told.data == calm and told.errors() == []
 
 
 def test_what_is_over_takes_the_interface_down(router: Router, lab: Lab) -> None:
@@ -752,7 +781,7 @@ def test_a_dead_grantor_is_waited_for(router: Router, lab: Lab) -> None:
         assert netifd.task.poll() is None
         time.sleep(0.5)
     netifd.hear()
-    assert netifd.errors()[:2] == [("NO_GRANTOR", "fd00::1"), ("UNKNOWN_KEY", public_of("home"))]
+    assert netifd.errors() == [("UNKNOWN_KEY", public_of("home"))] == netifd.shown
     with hub(lab):
         netifd.handler("renew")
         eventually(lambda: told_of(netifd, "proto_add_ipv6_prefix"), 10)
@@ -767,18 +796,34 @@ def test_a_name_that_is_not_found(router: Router) -> None:
     assert netifd.errors() == [("NO_NAME",)] and netifd.teardown() == 0
 
 
-def test_a_refusal_is_an_error_and_what_is_granted_counts(router: Router, lab: Lab) -> None:
-    netifd = Netifd(router, "wan6d", wan6d(ask=["::/56", "::/48"]), "eth0")
+def test_a_refusal_is_an_error_where_nothing_is_held(router: Router, lab: Lab) -> None:
+    netifd = Netifd(router, "wan6d", wan6d(ask=["::/48"]), "eth0")
     with hub(lab):
         netifd.setup()
         eventually(lambda: netifd.hear() and netifd.errors(), 15)
-        assert netifd.errors() == [("REFUSED", "1,LENGTH")]
-        assert len(told_of(netifd, "proto_add_ipv6_prefix")) == 1
-        assert ("state", "bound") in told_of(netifd, "json_add_string")
         netifd.handler("renew")
         time.sleep(1)
         netifd.hear()
-        assert len(netifd.errors()) == 1                                        # once, until it is another
+        assert netifd.errors() == [("REFUSED", "0,LENGTH")]                     # once, until it is another
+        netifd.calls = []
+        netifd.reload(ask=["::/56", "::/48"])
+        eventually(lambda: told_of(netifd, "proto_add_ipv6_prefix"), 10)
+        eventually(lambda: (netifd.hear(), netifd.data.get("refused", "").endswith(",LENGTH"))[1], 10)
+        assert netifd.data["state"] == "bound" and netifd.shown == []
+        assert netifd.teardown() == 0
+
+
+def test_five_slots(router: Router, lab: Lab) -> None:
+    """All is asked for, told, kept, and told again when the interface comes back."""
+    netifd = Netifd(router, "wan6d", wan6d(ask=["::/60"] * 5, norelease=True), "eth0")
+    with lab["hub"].ddpd(HUB.format(lifetime="1h").replace("limit = 4", "limit = 5")) as grantor:
+        netifd.setup()
+        eventually(lambda: len(told_of(netifd, "proto_add_ipv6_prefix")) == 5, 15)
+        before = sorted(row["prefix"] for row in grantor.status()["granted"])
+        netifd.calls = []
+        netifd.reload()
+        eventually(lambda: len(told_of(netifd, "proto_add_ipv6_prefix")) == 5, 15)
+        assert sorted(row[0].split(",")[0] for row in told_of(netifd, "proto_add_ipv6_prefix")) == before
         assert netifd.teardown() == 0
 
 

@@ -13,6 +13,7 @@ DDPD_ALOUD=''           # netifd logs what we and the daemon write, and knows no
 
 proto_ddpd_init_config() {
 	renew_handler=1
+	lasterror=1             # an error takes the place of the one before
 
 	proto_config_add_array 'grantor:list(string)'
 	proto_config_add_string key
