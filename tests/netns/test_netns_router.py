@@ -864,6 +864,60 @@ def test_what_ends_again_and_again_is_started_less_and_less(router: Router) -> N
     assert not (router.root / file).exists()
 
 
+def left_of(router: Router, name: str) -> list[str]:
+    return sorted(str(path.relative_to(router.root)) for folder in ("etc/ddpd", "var/run/ddpd")
+                  for path in (router.root / folder).rglob("*") if name in path.name)
+
+
+NETWORKS = "network.loopback=interface\nnetwork.lan=interface\nnetwork.lan.proto=static\n"
+
+
+def test_a_deleted_network_leaves_its_key_and_nothing_else(router: Router, lab: Lab) -> None:
+    """Also where its leases are to be kept: nobody would ask for them.  Others have what they had."""
+    router.write("etc/uci", NETWORKS + "network.wan6d=interface\n")
+    netifd = Netifd(router, "wan6d", wan6d(keyfile="/etc/ddpd/key-wan6d", norelease=True), "eth0")
+    router.write_key("home", "etc/ddpd/key-wan6d")
+    router.write("etc/ddpd/if-lan.json", "of a network that there is\n")
+    keys = ["etc/ddpd/key-wan6d", "etc/ddpd/key-wan6d.pub"]
+    with hub(lab):
+        netifd.setup()
+        eventually(lambda: told_of(netifd, "proto_add_ipv6_prefix"), 10)
+        assert netifd.teardown() == 0
+        assert "etc/ddpd/if-wan6d.json" in left_of(router, "wan6d")             # it is down, and may come up again
+        netifd.calls = []
+        netifd.setup()
+        eventually(lambda: told_of(netifd, "proto_add_ipv6_prefix"), 10)
+        router.write("etc/uci", NETWORKS)
+        assert netifd.teardown() == 0
+    time.sleep(0.5)                                                             # a hook may come late
+    assert [name for name in left_of(router, "wan6d") if name.startswith("etc/")] == keys
+    assert [name for name in left_of(router, "if-wan6d") if name.startswith("var/")] == ["var/run/ddpd/if-wan6d.gone"]
+    assert not list(router.root.glob("var/run/ddpd/mtu/*"))
+    assert (router.root / "etc/ddpd/if-lan.json").exists()
+
+
+@pytest.mark.parametrize(("kept", "uci", "more"), [
+    (False, NETWORKS, {}),
+    (True, NETWORKS + "network.old=interface\n", {}),
+    (True, "", {}),                                                             # /etc/config/network cannot be read
+    (True, NETWORKS, {"etc/uci-changes": "-network.old\n"}),                    # not committed yet
+    (True, NETWORKS, {"etc/interfaces": "old\n"}),                              # netifd has it: a dynamic one
+])
+def test_what_deleted_networks_have_left_goes_at_a_start(
+        router: Router, lab: Lab, kept: bool, uci: str, more: dict[str, str]) -> None:
+    """After an upgrade, or where it was deleted while nothing ran; but not where it is not sure that it is gone."""
+    router.write("etc/uci", uci)
+    router.sh("mkdir -p /var/run/ddpd/mtu/eth0")
+    for name, text in {"etc/ddpd/if-old.json": "[]", "etc/ddpd/if-old.json.lock": "", "var/run/ddpd/if-old.conf": "",
+                       "var/run/ddpd/if-old.up": "eth0\n", "var/run/ddpd/mtu/eth0/own": "1500\n",
+                       "var/run/ddpd/mtu/eth0/if-old": "1300\n", **more}.items():
+        router.write(name, text)
+    router.sh("echo 1300 > /proc/sys/net/ipv6/conf/eth0/mtu")
+    assert router.init("start").returncode == 0
+    assert (left_of(router, "old") != ["var/run/ddpd/if-old.gone"]) == kept and (router.root / "etc/ddpd/key").exists()
+    assert lab["home"].sh("cat /proc/sys/net/ipv6/conf/eth0/mtu") == ("1300\n" if kept else "1500\n")
+
+
 def test_two_interfaces_and_the_daemon_leave_each_other_alone(router: Router, lab: Lab) -> None:
     """The daemon's routes carry its mark; those of netifd's interfaces are not ddpd's."""
     router.write("etc/config/ddpd", uci("ddpd", "main", enabled="1", key="/etc/ddpd/second") +

@@ -131,3 +131,36 @@ ddpd_take() {
 ddpd_runs() {
 	[ -n "$1" ] && grep -q " $1\$" /proc/net/unix
 }
+
+# The interfaces of UCI, a line each: nothing, where that cannot be said, or where it is being changed just now.
+ddpd_networks() {
+	[ -z "$(uci -q changes network)" ] || return 0
+	uci -q -X show network | sed -n 's/^network\.\([A-Za-z0-9_]*\)=interface$/\1/p'
+}
+
+# What this network has left behind.  A key stays: the grantor knows it, and others may use its file.  So does the note
+# that it is down, until the router restarts: a hook may come late.
+ddpd_forget() {
+	local file
+	/lib/netifd/ddpd.script down "$1"
+	for file in "$DDPD_ETC/if-$1.json" "$DDPD_ETC/if-$1.json".* "$DDPD_RUN/if-$1".*; do
+		[ "$file" = "$DDPD_RUN/if-$1.gone" ] || rm -f "$file"
+	done
+}
+
+# Leases and all else of networks that neither UCI nor netifd knows any longer, and on which no daemon runs.
+ddpd_sweep() {
+	local networks file name
+	networks="$(ddpd_networks)"
+	[ -n "$networks" ] || return 0
+	for file in "$DDPD_ETC"/if-*.json "$DDPD_RUN"/if-*; do
+		name="${file##*/if-}"
+		name="${name%%.*}"
+		[ -e "$file" ] || continue
+		[ "$file" != "$DDPD_RUN/if-$name.gone" ] || continue
+		! echo "$networks" | grep -qxF "$name" || continue
+		! ddpd_runs "$DDPD_RUN/if-$name.sock" || continue
+		! ubus list "network.interface.$name" > /dev/null 2>&1 || continue
+		ddpd_forget "$name"
+	done
+}

@@ -183,6 +183,7 @@ proto_ddpd_setup() {
 	ddpd_await ddpd_made "$interface"
 	[ -z "$DDPD_MISTAKE" ] || ddpd_rest "$interface" INVALID_CONFIG "$DDPD_MISTAKE"
 	ddpd_back_off "$interface"
+	ddpd_sweep
 	/lib/netifd/ddpd.script begin "$interface"
 
 	proto_export "INTERFACE=$interface"
@@ -200,12 +201,21 @@ proto_ddpd_renew() {
 
 # ERROR: with what code the daemon has ended by itself.  netifd kills us after 5 s.
 proto_ddpd_teardown() {
+	local left=30 networks
 	proto_kill_command "$1"
 	/lib/netifd/ddpd.script down "$1"
 	if [ -n "$ERROR" ]; then
 		ddpd_has_failed "$1"
 	else
 		rm -f "$DDPD_RUN/if-$1.failed"
+	fi
+	networks="$(ddpd_networks)"
+	if [ -n "$networks" ] && ! echo "$networks" | grep -qxF "$1"; then       # it was deleted
+		while [ "$left" -gt 0 ] && ddpd_runs "$DDPD_RUN/if-$1.sock"; do
+			left=$((left - 1))
+			sleep 0.1
+		done
+		[ "$left" = 0 ] || ddpd_forget "$1"
 	fi
 }
 
