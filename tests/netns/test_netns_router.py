@@ -847,6 +847,25 @@ def test_a_restart_tells_at_once_what_is_held(router: Router, lab: Lab) -> None:
     assert netifd.teardown() == 0
 
 
+def test_a_killed_netifd_leaves_no_daemon_in_the_way(router: Router, lab: Lab) -> None:
+    """The new one knows nothing of the old one's daemon, which has the lease file; another network's goes on."""
+    old, other = (Netifd(router, name, wan6d(keyfile=f"/etc/ddpd/{name}"), "eth0") for name in ("wan6d", "wan6e"))
+    router.write_key("home", "etc/ddpd/wan6d")
+    with hub(lab) as grantor:
+        other.setup()
+        old.setup()
+        eventually(lambda: told_of(old, "proto_add_ipv6_prefix"), 10)
+        held = grantor.status()["granted"]
+        new = Netifd(router, "wan6d", old.config, "eth0")
+        new.setup()
+        eventually(lambda: told_of(new, "proto_add_ipv6_prefix"), 10)
+        assert old.task is not None and old.task.wait(1) == -signal.SIGKILL
+        assert other.task is not None and other.task.poll() is None
+        assert [row["prefix"] for row in grantor.status()["granted"]] == [row["prefix"] for row in held]
+        assert new.runs() and new.teardown() == 0
+        other.teardown()
+
+
 def test_what_ends_again_and_again_is_started_less_and_less(router: Router) -> None:
     router.sh("mkdir -p /var/run/ddpd")
     waits, file = [], "var/run/ddpd/if-wan6d.failed"

@@ -144,6 +144,20 @@ ddpd_conf() {
 	[ -z "$accept" ] || ddpd_line accept $accept
 }
 
+# A netifd that was killed leaves its daemons, and the new one knows nothing of them; each of its own would find the lease
+# file in use.  One that is killed gives nothing back: the next has the same leases at once.
+ddpd_end_orphan() {
+	local file
+	ddpd_runs "$DDPD_RUN/if-$interface.sock" || return 0
+	rm -f "$DDPD_RUN/if-$interface.failed"
+	for file in /proc/[0-9]*; do
+		if [ "$(readlink "$file/ns/net")" = "$(readlink /proc/self/ns/net)" ] &&
+				[ "$(tr '\0' '\n' 2>/dev/null < "$file/cmdline" | tail -n 1)" = "$conf" ]; then
+			kill -KILL "${file#/proc/}"
+		fi
+	done
+}
+
 # A daemon that has ended by itself within a minute is started after 4 s, then 8 s, and so on.
 ddpd_back_off() {
 	local failed
@@ -182,6 +196,7 @@ proto_ddpd_setup() {
 	ddpd_await ddpd_alone "$interface"
 	ddpd_await ddpd_made "$interface"
 	[ -z "$DDPD_MISTAKE" ] || ddpd_rest "$interface" INVALID_CONFIG "$DDPD_MISTAKE"
+	ddpd_end_orphan
 	ddpd_back_off "$interface"
 	ddpd_sweep
 	/lib/netifd/ddpd.script begin "$interface"
