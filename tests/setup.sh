@@ -41,8 +41,9 @@ PROGRAMS='
   chromium     chromium             test
   systemd-analyze systemd           test
 '
-SERVICES='babeld radvd bird kea-dhcp6-server isc-dhcp-server ndppd npd6'     # what their packages would start at the next boot
-BUNDLE=/etc/ssl/certs/ca-certificates.crt
+ROOT=${DPKG_ROOT:-}       # of the machine; tests have a small one
+BUNDLE=$ROOT/etc/ssl/certs/ca-certificates.crt
+POLICY=$ROOT/usr/sbin/policy-rc.d
 
 say() { echo "setup: $*" >&2; }
 
@@ -118,18 +119,42 @@ quietly() {
 }
 
 restore_bundle() { [ -z "${kept-}" ] || { cat "$kept" >"$BUNDLE"; rm -f "$kept"; kept=; }; }
-tidy() { restore_bundle; rm -f ${log:+"$log"} ${policy:+"$policy"}; }
+tidy() { disable_new; restore_bundle; rm -f ${log:+"$log"} ${policy:+"$policy"}; log='' policy=''; }
 trap tidy EXIT
 trap 'exit 1' HUP INT TERM
 
 apt() { quietly apt-get -q -y -o DPkg::Lock::Timeout=300 --no-install-recommends "$@"; }
 
+# What starts at boot, by systemd or by init: a link a line.  And what is installed, a package a line.
+enabled() { find "$ROOT/etc" -type l \( -path '*/etc/systemd/*' -o -path '*/etc/rc[2-5S].d/S*' \) 2>/dev/null; }
+installed() { dpkg-query -W -f '${db:Status-Abbrev} ${Version} ${binary:Package}\n'; }
+
+# Of what was not enabled before: disable what the packages bring along that have come since.  But systemd's own are
+# left: where it is new another init boots this machine, or none; and whoever takes it for that wants its consoles.
+disable_new() {
+    [ -n "${had-}" ] || return 0
+    new=$(installed | grep -vxF "$had" | sed -e 's/.* //' -e '/^systemd$/d')
+    units=$(dpkg-query -L $new 2>/dev/null | sed -n 's#.*/\(systemd/system\|systemd/user\|etc/init\.d\)/##p')
+    [ -z "$new" ] || enabled | grep -vxF "$boots" | while read -r link; do
+        unit=$(readlink "$link") || continue
+        unit=${unit##*/}
+        echo "$units" | grep -qxF "$unit" || continue
+        case $link in
+            */etc/systemd/*) rm "$link" ;;                       # this is all that `systemctl disable` does
+            *)               update-rc.d "$unit" disable ;;
+        esac
+    done >/dev/null 2>&1 || :
+    had=
+}
+
 # With a policy-rc.d, gone when we leave, no package starts its service now; disabled, nor at the next boot.
 # A bundle of certificates put there by hand is not for ca-certificates, which venv brings along, to replace.
 apt_install() {
     export DEBIAN_FRONTEND=noninteractive
-    if [ ! -e /usr/sbin/policy-rc.d ]; then
-        policy=/usr/sbin/policy-rc.d
+    had=$(installed)
+    boots=$(enabled)
+    if [ ! -e "$POLICY" ]; then
+        policy=$POLICY
         printf '#!/bin/sh\nexit 101\n' >"$policy"
         chmod 755 "$policy"
     fi
@@ -139,9 +164,7 @@ apt_install() {
     fi
     say "installing$1"
     apt install $1 2>/dev/null || { apt update; apt install $1; } || one_by_one $1
-    for service in $SERVICES; do
-        case "$1 " in *" $service "*) update-rc.d "$service" disable >/dev/null 2>&1 || : ;; esac
-    done
+    disable_new
     restore_bundle
 }
 
@@ -172,7 +195,7 @@ case $purpose in
 esac
 shift
 cd "$(dirname "$0")/.."
-PATH=$PATH:/usr/sbin:/sbin
+PATH=$PATH:$ROOT/usr/sbin:$ROOT/sbin
 export PATH
 
 missing=$(missing_programs)
