@@ -6,8 +6,9 @@
 #     tests/setup.sh test   [ARGUMENT...]   all of it
 #     tests/setup.sh bench  [ARGUMENT...]   and the programs that it is measured beside
 #
-# As root, where there is apt, it installs what is missing.  Elsewhere it says what to install and goes on with
-# what there is.  Where nothing is missing it changes nothing and says nothing.  No service is started or enabled.
+# As root, where there is apt, it says what is missing and how much that is, and installs it.  Elsewhere it says what
+# to install and goes on with what there is.  Where nothing is missing it changes nothing and says nothing.  No service
+# is started or enabled.
 
 # shellcheck disable=SC2086  # lists of words are split on purpose
 set -efu
@@ -125,6 +126,16 @@ trap 'exit 1' HUP INT TERM
 
 apt() { quietly apt-get -q -y -o DPkg::Lock::Timeout=300 --no-install-recommends "$@"; }
 
+# What that would be, as apt tells it.  (Asked with --assume-no it would install where it has nothing to ask.)
+amount() {
+    LC_ALL=C apt-get -q -y --no-install-recommends --print-uris install "$@" 2>/dev/null | awk '
+        / newly installed/         { n = $1 + $3 }
+        /^Need to get /            { sub(/^Need to get /, ""); sub(/ of archives.*/, ""); fetched = $0 }
+        /^After this operation, /  { sub(/^After this operation, /, ""); sub(/ of additional.*/, " more on disk")
+                                     sub(/ disk space will be freed.*/, " less on disk"); kept = $0 }
+        END { if (!n) exit 1; print n (n > 1 ? " packages" : " package") ", " fetched " to download, " kept }'
+}
+
 # What starts at boot, by systemd or by init: a link a line.  And what is installed, a package a line.
 enabled() { find "$ROOT/etc" -type l \( -path '*/etc/systemd/*' -o -path '*/etc/rc[2-5S].d/S*' \) 2>/dev/null; }
 installed() { dpkg-query -W -f '${db:Status-Abbrev} ${Version} ${binary:Package}\n'; }
@@ -162,8 +173,12 @@ apt_install() {
         kept=$(mktemp)
         cat "$BUNDLE" >"$kept"
     fi
-    say "installing$1"
-    apt install $1 2>/dev/null || { apt update; apt install $1; } || one_by_one $1
+    if amount=$(amount $1) || { apt update 2>/dev/null; amount=$(amount $1); }; then
+        say "installing$1: $amount"
+        apt install $1 2>/dev/null || { apt update; apt install $1; } || one_by_one $1
+    else
+        apt install $1 || one_by_one $1                          # it fails, and says why
+    fi
     disable_new
     restore_bundle
 }
@@ -171,6 +186,7 @@ apt_install() {
 one_by_one() {
     failed=
     for package; do
+        amount=$(amount "$package") && say "installing $package: $amount"
         apt install "$package" 2>/dev/null || failed="$failed $package"
     done
     [ -z "$failed" ] || say "could not install$failed; going on without"
@@ -178,7 +194,7 @@ one_by_one() {
 
 make_venv() {
     can_make_venv || return
-    say "making .venv (pip installs $wheels)"
+    say "making .venv: pip installs $wheels: about $size on disk"
     .venv/bin/python -m pip --version >/dev/null 2>&1 || quietly "$(new_python)" -m venv --clear .venv || return
     quietly .venv/bin/python -m pip install -q --no-input --disable-pip-version-check $wheels || return
     echo "$wheels" >.venv/ready
@@ -189,8 +205,10 @@ make_venv() {
 
 purpose=${1:-}
 case $purpose in
-    demo)       modules=''                  wheels=$LIBRARY ;;
-    check|test|bench) modules='pytest hypothesis' wheels="$LIBRARY $TOOLS" ;;
+    demo)             modules=''                  wheels=$LIBRARY
+                      size='3 packages, 2 MB to download, 20 MB' ;;
+    check|test|bench) modules='pytest hypothesis' wheels="$LIBRARY $TOOLS"
+                      size='20 packages, 36 MB to download, 150 MB' ;;
     *)          sed -n '2,/^$/s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
 esac
 shift

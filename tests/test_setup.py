@@ -1,7 +1,8 @@
-"""What `make` changes on a machine where it installs something: what starts at boot."""
+"""What `make` changes on a machine: what it installs, and says of it before; what starts at boot."""
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -22,9 +23,15 @@ UNIT, INIT = "/lib/systemd/system/{}", "/etc/init.d/{}"
 COMMANDS = {
     "apt-get": r"""
 case "$*" in
-*update*) ;;
+*--print-uris*)
+    [ -e "$PLACE/updated" ] || exit 100
+    echo "1 upgraded, 4 newly installed, 0 to remove and 26 not upgraded."
+    echo "Need to get 3135 kB of archives."
+    echo "After this operation, 10.3 MB of additional disk space will be used." ;;
+*update*) : >"$PLACE/updated" ;;
 *)
     ls -l "$DPKG_ROOT/usr/sbin/policy-rc.d" >"$PLACE/policy"
+    cp "$PLACE/said" "$PLACE/said-before"
     cat "$PLACE/coming" >>"$PLACE/installed"
     (cd "$DPKG_ROOT" && sh -e "$PLACE/postinst")
     case $FAULT in
@@ -162,3 +169,27 @@ def test_a_policy_of_the_machine_stays(machine: Machine) -> None:
     machine.command("policy-rc.d", "exit 104")
     machine.setup()
     assert (machine.root / "usr/sbin/policy-rc.d").read_text() == "#!/bin/sh\nexit 104\n"
+
+
+# ---- what is said before
+
+@pytest.mark.parametrize("lists", ["old", "new"])
+@pytest.mark.parametrize("purpose", ["demo", "test"])
+def test_what_is_installed_is_said_before(machine: Machine, purpose: str, lists: str) -> None:
+    """One line: what, how many packages with all that they need, how much to download, how much on the disk."""
+    if lists == "new":
+        (machine.library / "updated").touch()
+    machine.setup(purpose)
+    line, = (machine.library / "said-before").read_text().splitlines()
+    amount = r"5 packages, 3135 kB to download, 10\.3 MB more on disk"
+    assert re.fullmatch(rf"setup: installing( [a-z0-9-]+)+: {amount}", line)
+    assert " babeld " in line and (" bird2 " in line) == (purpose == "test")
+
+
+def test_where_apt_knows_one_package_not_the_others_are_installed(machine: Machine) -> None:
+    machine.command("apt-get", COMMANDS["apt-get"].replace(
+        "*--print-uris*)", '*" bird2 "*|*" npd6") exit 100 ;;\n*--print-uris*)'))
+    (machine.library / "updated").touch()
+    code, said = machine.setup()
+    assert code == 0 and "setup: could not install npd6; going on without\n" in said
+    assert "setup: installing radvd: 5 packages, 3135 kB to download, 10.3 MB more on disk\n" in said
