@@ -73,6 +73,16 @@ install:        ## ddpd to PREFIX=/usr/local, below DESTDIR if set, and a unit f
 	chmod 755 $(DESTDIR)$(PREFIX)/sbin/ddpd
 	printf '%s\n' "$$UNIT" > $(DESTDIR)$(UNITS)/ddpd.service
 
+uninstall:      ## remove what `make install` put there, with the same variables; keys, leases and configuration stay
+	@cd $(DESTDIR)/ && rm -f .$(PREFIX)/sbin/ddpd .$(PREFIX)/lib/ddpd/ddpd.py .$(PREFIX)/lib/ddpd/__pycache__/ddpd.*.pyc \
+	    .$(PREFIX)/share/doc/ddpd/ddpd.conf.example .$(PREFIX)/share/doc/ddpd/README.md \
+	    .$(PREFIX)/share/doc/ddpd/PROTOCOL.md .$(UNITS)/ddpd.service
+	@# Folders that are ours, if nobody else has put something there; below DESTDIR the others too.
+	@cd $(DESTDIR)/ && for folder in lib/ddpd/__pycache__ lib/ddpd share/doc/ddpd; do \
+	    [ ! -d .$(PREFIX)/$$folder ] || rmdir --ignore-fail-on-non-empty .$(PREFIX)/$$folder; done
+	@[ -z '$(DESTDIR)' ] || { cd $(DESTDIR)/ && rmdir -p .$(PREFIX)/sbin .$(PREFIX)/lib .$(PREFIX)/share/doc .$(UNITS) 2>/dev/null || :; }
+	@echo 'ddpd is uninstalled. What is yours stays: /etc/ddpd.conf, /etc/ddpd and /var/lib/ddpd (configuration, key, leases).'
+
 # It may do to the network what ddpd.conf says, write where it keeps things, and no more.  Who has a hook that does
 # more gives it to the unit by `systemctl edit ddpd`.  A wireguard-go that it has started lives on, as in a restart.
 define UNIT
@@ -123,5 +133,5 @@ WantedBy=multi-user.target
 endef
 export UNIT
 
-.PHONY: help demo demo-vps test check lint type netns soak seeds bench docs toc ipk apk install
+.PHONY: help demo demo-vps test check lint type netns soak seeds bench docs toc ipk apk install uninstall
 .NOTPARALLEL:

@@ -1,7 +1,8 @@
-"""What `make` changes on a machine: what it installs, and says of it before; what starts at boot."""
+"""What `make` changes on a machine: what it installs, and says of it before; what starts at boot; `make uninstall`."""
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -193,3 +194,46 @@ def test_where_apt_knows_one_package_not_the_others_are_installed(machine: Machi
     code, said = machine.setup()
     assert code == 0 and "setup: could not install npd6; going on without\n" in said
     assert "setup: installing radvd: 5 packages, 3135 kB to download, 10.3 MB more on disk\n" in said
+
+
+# ---- make uninstall
+
+def make(*words: str, **environment: str) -> str:
+    done = subprocess.run(["make", "-s", *words], cwd=REPO, env=os.environ | environment, text=True,
+                          capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def there(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+PLACES = [(), ("PREFIX=/usr", "UNITS=/usr/lib/systemd/system")]
+
+
+@pytest.mark.parametrize("places", PLACES)
+def test_what_is_installed_can_be_uninstalled(tmp_path: Path, places: tuple[str, ...]) -> None:
+    make("install", f"DESTDIR={tmp_path}", *places)
+    assert len(there(tmp_path)) > 10
+    make("uninstall", f"DESTDIR={tmp_path}", *places)
+    assert there(tmp_path) == set() and tmp_path.exists()
+
+
+@pytest.mark.parametrize("places", PLACES)
+def test_what_others_made_stays(tmp_path: Path, places: tuple[str, ...]) -> None:
+    prefix = "usr" if places else "usr/local"
+    others = [f"{prefix}/sbin/other", f"{prefix}/lib/ddpd/own.py", f"{prefix}/lib/ddpd/__pycache__/own.cpython-311.pyc",
+              f"{prefix}/share/doc/ddpd/notes", "etc/ddpd.conf", "etc/ddpd/key", "var/lib/ddpd/leases.json",
+              "etc/systemd/system/other.service", "etc/systemd/system/ddpd.service.d/override.conf"]
+    for name in others:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("theirs")
+    before = there(tmp_path)
+    make("install", f"DESTDIR={tmp_path}", *places)
+    (tmp_path / f"{prefix}/lib/ddpd/__pycache__/ddpd.cpython-399.pyc").write_text("by another Python, later")
+    said = make("uninstall", f"DESTDIR={tmp_path}", *places)
+    assert there(tmp_path) - before == set() and before - there(tmp_path) == set()
+    assert len(said.splitlines()) == 1 and all(f" {name}" in said for name in ("/etc/ddpd", "/var/lib/ddpd"))
+    make("uninstall", f"DESTDIR={tmp_path}", *places)
+    assert there(tmp_path) == before, "twice is as once"
