@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -104,11 +105,9 @@ def test_100000_rows_of_pins(tmp_path: Path, known: int) -> None:
 
 def test_100000_rows_of_sqlite(tmp_path: Path) -> None:
     import sqlite3
-    db = sqlite3.connect(tmp_path / "pins.sqlite")
-    db.execute("CREATE TABLE assignments(id, address, prefix)")
-    db.executemany("INSERT INTO assignments VALUES (?, ?, ?)", (row(n).split(",") for n in range(PINS)))
-    db.commit()
-    db.close()
+    with closing(sqlite3.connect(tmp_path / "pins.sqlite")) as db, db:
+        db.execute("CREATE TABLE assignments(id, address, prefix)")
+        db.executemany("INSERT INTO assignments VALUES (?, ?, ?)", (row(n).split(",") for n in range(PINS)))
     file = tmp_path / "ddpd.conf"
     file.write_text(f"[ddpd]\npins = {tmp_path}/pins.sqlite\n" + POOL)
     found = measured(file)

@@ -16,6 +16,7 @@ import sqlite3
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +57,9 @@ class Site:
                table: str = "assignments(id, address, prefix)") -> str:
         path = str(self.folder / name)
         self.files.append(path)
-        db = sqlite3.connect(path)
-        db.execute(f"CREATE TABLE {table}")
-        db.executemany(f"INSERT INTO {table.partition('(')[0]} VALUES ({','.join('?' * len(rows[0]))})", rows)
-        db.commit()
-        db.close()
+        with closing(sqlite3.connect(path)) as db, db:           # the second `db` ends the transaction only
+            db.execute(f"CREATE TABLE {table}")
+            db.executemany(f"INSERT INTO {table.partition('(')[0]} VALUES ({','.join('?' * len(rows[0]))})", rows)
         return path
 
     def file(self, name: str, *lines: str | bytes) -> str:
@@ -356,11 +355,9 @@ def test_sqlite_says_the_same_as_csv(site: Site) -> None:
 def test_a_table_with_other_columns(site: Site, table: str) -> None:
     path = str(site.folder / "pins.sqlite")
     site.files = [path]
-    db = sqlite3.connect(path)
-    db.execute(f"CREATE TABLE {table}")
-    db.execute("INSERT INTO assignments VALUES ('2001:db8:42:100::/56', 'alice', NULL, 'x')")
-    db.commit()
-    db.close()
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute(f"CREATE TABLE {table}")
+        db.execute("INSERT INTO assignments VALUES ('2001:db8:42:100::/56', 'alice', NULL, 'x')")
     assert owned(site.load()) == {"2001:db8:42:100::/56": "alice"}
 
 
@@ -375,11 +372,9 @@ def test_sqlite_is_told_by_its_first_bytes_whatever_its_name(site: Site, name: s
 
 def test_a_row_that_is_no_text_is_a_bad_row(site: Site) -> None:
     path = site.sqlite(("alice", None, "2001:db8:42:100::/56"), ("bob", None, "2001:db8:42:200::/56"))
-    db = sqlite3.connect(path)
-    db.execute("INSERT INTO assignments VALUES (CAST(x'ff' AS TEXT), NULL, '2001:db8:42:300::/56')")
-    db.execute("INSERT INTO assignments VALUES ('alice', NULL, x'00ff')")
-    db.commit()
-    db.close()
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("INSERT INTO assignments VALUES (CAST(x'ff' AS TEXT), NULL, '2001:db8:42:300::/56')")
+        db.execute("INSERT INTO assignments VALUES ('alice', NULL, x'00ff')")
     config = site.load()
     assert KEPT.items() <= owned(config).items()
     assert any(line.startswith("pins.sqlite:4: skipped: ") for line in named(config))
@@ -403,12 +398,11 @@ def test_a_broken_sqlite_file_is_named(site: Site, spoil: Callable[[bytes], byte
 def test_a_database_that_another_has_locked_does_not_stop_the_daemon(site: Site) -> None:
     """It is read between asks: it is refused at once, not waited for."""
     path = site.sqlite(*ROWS[:3])
-    db = sqlite3.connect(path)
-    db.execute("BEGIN EXCLUSIVE")
-    begun = time.monotonic()
-    with pytest.raises(ddpd.ConfigError, match="locked"):
-        site.load()
-    db.close()
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("BEGIN EXCLUSIVE")
+        begun = time.monotonic()
+        with pytest.raises(ddpd.ConfigError, match="locked"):
+            site.load()
     assert time.monotonic() - begun < 4
 
 
