@@ -8,6 +8,7 @@ import re
 import shutil
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,20 @@ def run(capsys: pytest.CaptureFixture[str], *argv: object) -> tuple[int, str, st
 
 
 Said = pytest.CaptureFixture[str]
+
+
+# ---- without PyNaCl
+
+@pytest.mark.parametrize("how", [[ddpd.__file__], ["-c", (
+    "import os, sys; sys.path.insert(0, os.getcwd()); import ddpd; sys.exit(ddpd.main(sys.argv[1:]))")]],
+    ids=["as a script", "as installed"])
+@pytest.mark.parametrize("command", ["run", "check", "genkey"])
+def test_without_pynacl_one_line_says_what_to_install(how: list[str], command: str) -> None:
+    """`-S`: of what is installed besides Python, nothing is found."""
+    done = subprocess.run([sys.executable, "-B", "-I", "-S", *how, command], cwd=Path(ddpd.__file__).parent,
+                          text=True, capture_output=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1 and "PyNaCl" in done.stderr
 
 
 # ---- keys
