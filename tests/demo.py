@@ -34,6 +34,7 @@ DDPD = Path(__file__).resolve().parent.parent / "ddpd.py"
 FAR = "2001:db8:ffff::1"                  # the host called internet
 NAMES = ("internet", "exit*", "plain*", "home*", "host")
 WORDS = b"hello from the LAN"
+RADVD = "home.radvd" if shutil.which("radvd") else ""      # the file that ddpd writes for it; dnsmasq needs none
 PICTURE = """
     internet ------- exit ------- plain ------- home ------- host
  2001:db8:ffff::1  grantor      a router,     grantee     a computer:
@@ -63,12 +64,12 @@ HOME = """\
 key     = home.key
 leases  = home.leases
 control = home.sock
-
+RADVD
 [grantor exit]
 key     = {exit}
 address = 192.0.2.1
 ask     = ::/56 on br-lan
-"""
+""".replace("RADVD", f"radvd   = {RADVD}\n" if RADVD else "")
 
 
 # ==== how it is told ==================================================================
@@ -88,8 +89,8 @@ def say(text: str) -> None:
 
 def show(text: str, kind: str = "shown") -> None:
     """Something as it is: a file, an output."""
-    for line in text.strip("\n").splitlines():
-        print("    " + colour(kind, line if len(line) <= 110 else line[:107] + "..."), flush=True)
+    for line in map(str.rstrip, text.strip("\n").splitlines()):
+        print("    " + colour(kind, line if len(line) <= 112 else line[:109] + "..."), flush=True)
 
 
 def line(who: str, text: str) -> None:
@@ -112,7 +113,6 @@ def build(lab: Lab) -> None:
     lab["exit"].babeld("down", say="redistribute ip ::/0 eq 0 allow")
     lab["plain"].babeld("up", "down")
     lab["home"].babeld("up")
-    lab["home"].advertises("br-lan")
 
 
 class Told:
@@ -212,19 +212,34 @@ def tell(lab: Lab) -> None:
     show("\n".join(lab["home"].routes()))
     show("home# ip address show dev br-lan")
     show(lab["home"].look("-6 address show dev br-lan scope global"))
-    say("babeld on home announces what carries protocol 221; exit learns the way to it.")
+    say("ddpd.py status on exit.  ddpd sets no route to home itself, and says why (`reach`):\n"
+        "  beyond other routers, finding the way is a routing daemon's work.")
+    show(ddpd(lab, "status", "-c", "exit.conf"))
+    say("babeld is one: on home it announces what carries protocol 221, and exit learns the way to it.")
     told.until(lambda: routes_to_pool(lab), "exit has the route")
     show("exit# ip route show root 2001:db8:42::/48")
     show(routes_to_pool(lab))
-    for name in ("exit", "home"):
-        say(f"ddpd.py status on {name}")
-        show(ddpd(lab, "status", "-c", f"{name}.conf"))
-    say("host believes the router advertisements on its LAN and takes an address.")
+    say("ddpd.py status on home.  The lease is for 12 hours, and will be renewed long before.")
+    show(ddpd(lab, "status", "-c", "home.conf"))
+    announce(lab, told)
+    say("host believes it, and takes an address for as long.")
     told.until(lambda: lab["host"].addresses("eth0"), "the host configures itself")
     show("host# ip address show dev eth0")
     show(lab["host"].look("-6 address show dev eth0 scope global"))
     told.until(lambda: lab["home"].look("-6 route show default"), "home has a default route")
     last_packet(lab)
+
+
+def announce(lab: Lab, told: Told) -> None:
+    """On the LAN, for as long as the lease says."""
+    if RADVD:
+        say(f"radvd on home advertises the subnet.  ddpd has written {RADVD} for it, with what is left of the lease:")
+        told.until(lambda: "prefix" in (lab.folder / RADVD).read_text(), "radvd has its file")
+        show((lab.folder / RADVD).read_text())
+    else:
+        say("dnsmasq on home advertises the subnet that is on br-lan, with what is left of the lease.")
+    with redirect_stdout(StringIO()):
+        lab["home"].advertises("br-lan", RADVD)
 
 
 def routes_to_pool(lab: Lab) -> str:
