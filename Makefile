@@ -37,7 +37,7 @@ type:           ## mypy --strict, tests included
 netns:          ## only the tests in real namespaces, with their transcripts (root)
 	@$(WITH) test -m pytest tests/netns -s
 
-soak:           ## an hour's events in five minutes, on real kernels (root)
+soak:           ## an hour's events of a home and of its upstream in ten minutes, on real kernels (root)
 	@$(WITH) test tests/soak.py
 
 seeds:          ## the simulation with SEEDS=10000

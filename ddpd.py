@@ -6650,6 +6650,7 @@ class Roles:
         self.held_keys, self.guard_keys = set[Key](), set[Key]()  # what of `wanted` the grantees want; the grantor
         self.made: dict[Key, Thing] = {}                          # what carries no mark in the kernel
         self.duplicates: dict[Key, float] = {}                    # our addresses that others have: when to try again
+        self.left: list[Prefix] = []                              # of leases of which the lease file is lost
         self.forgetful = False                                    # nothing can be written down
         self.first_stamp = -1                                     # of our start: older asks may have been recorded
         self.links = Links()
@@ -6838,8 +6839,8 @@ class Roles:
         return [*effects, *([Install()] if self.wanted.changed else [])]
 
     def leased_here(self) -> list[Prefix]:
-        """All that the grantors have given to this node."""
-        return [held.prefix for grantee in self.grantees.values() for held in grantee.held]
+        """All that the grantors have given to this node, or gave before the lease file was lost."""
+        return [*(held.prefix for grantee in self.grantees.values() for held in grantee.held), *self.left]
 
     def with_source(self, way: Way | None, host: Prefix, old: Way | None) -> Way | None:
         """The way, with the address that we send from in place of what the kernel offers."""
@@ -6869,9 +6870,10 @@ class Roles:
         found = self.with_source(way, parse_host(place.host), old)
         return found.source if found is not None else ""
 
-    def adopt_left(self, things: Mapping[Key, Thing]) -> list[Effect]:
-        """The lease file is lost, not what it said of the kernel."""
+    def adopt_left(self, things: Mapping[Key, Thing], prefixes: Iterable[Prefix]) -> list[Effect]:
+        """The lease file is lost, not what it said of the kernel.  prefixes: of the leases that were installed."""
         self.made |= things
+        self.left = list(prefixes)
         return [Save(key_of(made_record(thing)), made_record(thing)) for thing in things.values()]
 
     def adopt(self, installed: Iterable[Thing]) -> None:
@@ -7056,7 +7058,7 @@ class Node(Roles):
         """Can this handshake be no replay?  Of one that was recorded before our start nothing comes."""
         if peer.stamp >= 0:
             return ask.stamp > peer.stamp
-        return ask.stamp > self.first_stamp and not peer.living() and not any(want.ticket for want in ask.wants)
+        return ask.stamp >= self.first_stamp and not peer.living() and not any(want.ticket for want in ask.wants)
 
     def heard_sealed(self, datagram: bytes, path: Path, now: Now) -> list[Effect]:
         session, plain = self.responder.open_sealed(datagram, now)
@@ -10570,7 +10572,9 @@ class Daemon(Installer):
         if not found or not self.config.contacts:
             return
         log.notice("adopted things=%d: they lie inside of what ddpd has made, and the lease file is lost", len(found))
-        self.perform([self.node.adopt_left(found)])
+        routes = [thing for thing in self.kernel.installed.values() if isinstance(thing, Route)]
+        ours = [route.prefix for route in routes if route.table == MAIN and not any(route.reach)]
+        self.perform([self.node.adopt_left(found, ours)])
         self.kernel.look_at_all(self.node.made)
         self.left = {key for key, thing in self.kernel.installed.items() if not isinstance(thing, Route)
                      or thing.table != MAIN or not any(thing.reach)}
@@ -10579,7 +10583,7 @@ class Daemon(Installer):
         """Every grantor has said what it gives: what was left and is not of that goes."""
         if self.left and not any(grantee.unsettled for grantee in self.node.grantees.values()):
             self.node.wanted.changed |= self.left
-            self.left, self.retry_install = set(), -inf
+            self.node.left, self.left, self.retry_install = [], set(), -inf
 
     def restore(self, now: Now) -> None:
         """Take up what is on file; what is lost or damaged makes a grantor careful."""
