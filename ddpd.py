@@ -44,7 +44,7 @@ from contextlib import closing, suppress
 from copy import copy
 from dataclasses import dataclass, field, fields, replace
 from enum import Enum, IntEnum
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from heapq import merge
 from itertools import chain, groupby, islice, pairwise
 from math import inf
@@ -94,12 +94,14 @@ MAX_PENDING:    Final = 4              # unanswered handshakes kept by a grantee
 MAX_SESSIONS:   Final = 250_000        # sessions of a grantor in all
 SESSION_S:      Final = 23 * 3600      # seconds until a session is forgotten
 COOKIE_S:       Final = 120            # seconds that a cookie's secret, and a cookie, is used
+MAX_LINE:       Final = 4096           # bytes of a line in the log: so much a pipe takes at once
 LATE_S:         Final = 120            # seconds after which an answer is too late
 MAX_AGAIN_S:    Final = 86_400         # seconds after which a refused slot is asked for again, whatever a grantor says
 GIVE_BACK_S:    Final = 2.0            # seconds until a grant that is not taken is given back
 SAME_PORT_ASKS: Final = 4              # unanswered asks in a row from one UDP port, then another is taken
 NAMES_S:        Final = 60             # seconds between two look-ups of a grantor's name, while it answers
 SOURCE_ASKS:    Final = 20             # handshakes a second from one IPv4 address or IPv6 /64, under load
+STALE_GAP_S:    Final = 1.0            # seconds between two STALE answers to one peer at one source
 REACH_GAP_S:    Final = 3.0            # seconds between two changes of how a grantee is reached
 MAX_FORMER:     Final = 4              # ended leases held back for one grantee, beside the last one of each slot
 MAX_DEPRECATED: Final = 4              # deprecated leases kept for one grantee
@@ -179,6 +181,24 @@ class Retry(NamedTuple):
 
     first_s: float
     longest_s: float
+
+
+class Rate(NamedTuple):
+    """A token bucket: so many at once, one more every `each_s`."""
+
+    burst: int
+    each_s: float
+
+
+# What a peer that is known may cause, beyond what it is there for.
+GRANTEE_CHANGES: Final = Rate(64, 6.0)   # of one grantee: leases given back and had again, other ways to it
+GRANTEE_LINES:   Final = Rate(20, 30.0)  # ... and lines in the log, of refusals and clones
+GRANTOR_CHANGES: Final = Rate(20, 30.0)  # of one grantor: other prefixes and options
+GRANTOR_SAVES:   Final = Rate(20, 60.0)  # ... and lifetimes that are written down
+GRANTOR_HOOKS:   Final = Rate(20, 5.0)   # ... and hooks that are told of a renewal only
+GRANTOR_NUDGES:  Final = Rate(10, 5.0)   # ... and nudges that are obeyed
+GRANTOR_LINES:   Final = Rate(40, 15.0)  # ... and lines in the log, of what it refuses, or is not believed
+LOG_LINES:       Final = Rate(20, 2.0)   # of one kind, whoever causes them
 
 
 # ==== PREFIXES ======================================================= pure ====
@@ -398,6 +418,7 @@ def decode_addresses(value: bytes) -> tuple[Prefix, ...]:
 
 
 NAME_LETTERS: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-")
+DEVICE_LETTERS: Final = NAME_LETTERS | frozenset("._@:+~")
 
 
 def is_name(text: str) -> bool:
@@ -970,12 +991,6 @@ class Pool:
         return any(region.holds(prefix) for region in self.regions)
 
 
-class Rate(NamedTuple):
-    """A token bucket: so many at once, one more every `each_s`."""
-
-    burst: int
-    each_s: float
-
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
@@ -1173,8 +1188,13 @@ def address(text: str) -> Prefix:
     return parse_host(text)
 
 
+def is_device(text: str) -> bool:
+    """A name that the kernel may give an interface, of those that can be a word for `ip` and in our files."""
+    return 0 < len(text) <= 15 and text not in (".", "..") and DEVICE_LETTERS.issuperset(text)
+
+
 def device(text: str) -> str:
-    if not 0 < len(text) <= 15 or not NAME_LETTERS.union("._@:").issuperset(text) or text in (".", ".."):
+    if not is_device(text):
         raise ValueError(f"'{text}' is not an interface name (such as eth0, at most 15 letters)")
     return text
 
@@ -1444,6 +1464,8 @@ def name_word(text: str) -> str:
 def path_name(text: str) -> str:
     if not text:
         raise ValueError("missing")
+    if "\0" in text:
+        raise ValueError("there is a NUL byte in it")
     if "\"" in text or "'" in text or (len(text) == 44 and text.endswith("=")):
         raise ValueError("want the name of a file: without quotes, and not a key itself")
     return text
@@ -1769,6 +1791,12 @@ class Space:
             return
         fork = above.pop()
         self.hang(above, prefix.first, fork.low if fork.high is at else fork.high)
+
+    def touching(self, prefix: Prefix) -> Iterator[Prefix]:
+        """What is taken inside of this prefix, or the one that holds all of it."""
+        at = self.path(prefix)[1]
+        if at is not None and self.common(at, prefix) >= min(at.length, prefix.length):
+            yield from self.leaves(at)
 
     def within(self, prefix: Prefix) -> Block | None:
         """What is taken of this prefix: a block inside of it, or all of it."""
@@ -2668,7 +2696,7 @@ def parse_lease_file(lines: list[str]) -> OnFile:
             continue
         try:
             if record["kind"] == "file":
-                if record["version"] != FILE_VERSION:
+                if number == 1 and record["version"] != FILE_VERSION:
                     raise NewerFile(record["version"])
                 continue
             key, serial = key_of(record), record["serial"]
@@ -2942,7 +2970,7 @@ RTM: Final = {"link": 16, "address": 20, "route": 24, "neighbour": 28, "rule": 3
 RTM_DELETED, RTM_GET = 1, 2                      # ... from those, that of what has gone, and of a question
 RTA_DST, RTA_SRC, RTA_IIF, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC = 1, 2, 3, 4, 5, 6, 7
 RTA_METRICS, RTA_MULTIPATH, RTA_TABLE, RTA_VIA = 8, 9, 15, 18
-RTAX_MTU, RTN_UNICAST, RTN_LOCAL = 2, 1, 2
+RTAX_MTU, RTN_UNICAST, RTN_LOCAL, RTPROT_KERNEL, RTM_F_FIB_MATCH = 2, 1, 2, 2, 0x2000
 IFA_ADDRESS, IFA_LOCAL, IFLA_ADDRESS, IFLA_IFNAME, IFLA_PROP_LIST, IFLA_ALT_IFNAME = 1, 2, 1, 3, 52, 53
 IFA_F_DEPRECATED, IFA_F_DADFAILED, IFA_F_TENTATIVE, IFA_F_PERMANENT = 0x20, 0x08, 0x40, 0x80
 NDA_DST, NTF_PROXY, ARPHRD_ETHER = 1, 0x08, 1
@@ -2992,14 +3020,26 @@ class Links:
     far_ends: tuple[tuple[int, Prefix], ...] = ()                 # (interface index, what is connected point-to-point)
     timed: frozenset[tuple[int, Prefix]] = frozenset()            # addresses that have a lifetime
 
-    def connected(self) -> Iterator[tuple[int, Prefix]]:
+    @cached_property
+    def connected(self) -> frozenset[tuple[int, Prefix]]:
         """(interface index, prefix) of every directly connected network; a single address of ours is none."""
-        yield from ((at, own.network(own.length)) for at, own in self.addresses if not own.is_address)
-        yield from self.far_ends
+        return frozenset({*((at, own.network(own.length)) for at, own in self.addresses if not own.is_address),
+                          *self.far_ends})
+
+    @cached_property
+    def lengths(self) -> frozenset[int]:
+        """Of the connected networks."""
+        return frozenset(prefix.length for _, prefix in self.connected)
+
+    @cached_property
+    def own(self) -> frozenset[tuple[int, int]]:
+        """(IP version, number) of every address of ours."""
+        return frozenset((own.version, own.first) for _, own in self.addresses)
 
     def neighbour(self, host: Prefix, index: int) -> bool:
         """Is this address directly connected on that interface, and not our own?"""
-        return any(at == index and prefix.holds(host) for at, prefix in self.connected()) and not self.is_own(host)
+        return not self.is_own(host) and any((index, host.network(length)) in self.connected
+                                             for length in self.lengths if length <= WIDTH[host.version])
 
     def has(self, dev: str, flags: int) -> bool:
         """Is there this interface, with any of these flags?"""
@@ -3010,7 +3050,7 @@ class Links:
         return next((index for index, name in self.names.items() if name == dev), 0)
 
     def is_own(self, host: Prefix) -> bool:
-        return any((own.version, own.first) == host[:2] for _, own in self.addresses)
+        return host[:2] in self.own
 
     def prefix_on(self, dev: str, now_has: Prefix) -> Prefix | None:
         """The IPv6 prefix of an interface: preferred ones first, global before local, what it had before others."""
@@ -3116,6 +3156,16 @@ def rule_of(body: bytes, mark: int) -> Rule | None:
         return Rule(version, None, MAIN)
     source = prefix_of(found.get(FRA_SRC, bytes(WIDTH[version] // 8)), body[2])
     return Rule(version, source, number_in(found, FRA_TABLE, body[4]))
+
+
+def route_of_others(body: bytes, mark: int, names: Mapping[int, str]) -> Route | None:
+    """A route that neither we nor the kernel itself has made, and that is no default route, from RTM_NEWROUTE."""
+    if body[7] != RTN_UNICAST or body[5] in (mark, RTPROT_KERNEL) or not body[1]:
+        return None
+    found = attributes(body, 12)
+    if RTA_DST not in found or RTA_OIF not in found:
+        return None
+    return Route(prefix_of(found[RTA_DST], body[1]), number_in(found, RTA_TABLE, body[4]), reach_in(found, names))
 
 
 def neighbour_of(body: bytes, names: Mapping[int, str]) -> Neighbour:
@@ -3570,6 +3620,7 @@ class Lease:
     serial: int = 0                      # as it was read from the lease file
     since: int = 0                       # wall clock: when it began
     by: str = ""                         # the handler that decided so, if that was in this run
+    by_grantee: bool = False             # deprecated, as its slot wanted something else
     ticket: bytes = b""                  # of a twin, passed on
 
     def record(self, now: Now) -> Record:
@@ -3594,6 +3645,7 @@ class Lease:
 
 
 STATES: Final = {state.value: state for state in LeaseState}
+MAX_EPOCH: Final = 2**32 - 1
 
 
 def lease_of(record: Record) -> Lease:
@@ -3601,7 +3653,7 @@ def lease_of(record: Record) -> Lease:
     key = public_key(record["key"]) if record["key"] else b""
     slot, valid_s, left_s, epoch = (int(record[name]) for name in ("slot", "valid", "left", "epoch"))
     since = int(record.get("since", 0))
-    if not 0 <= slot <= 255 or not 0 <= epoch < 2**32 or not 0 <= since < 2**40:
+    if not 0 <= slot <= 255 or not 0 <= epoch <= MAX_EPOCH or not 0 <= since < 2**40:
         raise ValueError("a number is out of bounds")
     lease = Lease(key, slot, parse_prefix(record["prefix"]), STATES[record["state"]], span(valid_s), span(left_s),
                   epoch=epoch, serial=record.get("serial", 0), since=since)
@@ -3633,6 +3685,8 @@ class Peer:
     run_heard: float = -inf
     stale_stamp: int = -1                # the largest that was answered STALE
     reached_at: float = -inf             # when it was last decided anew how it is reached
+    changes: Pace = field(default_factory=lambda: Pace(GRANTEE_CHANGES))       # writes that it causes, but new leases
+    told: Pace = field(default_factory=lambda: Pace(GRANTEE_LINES))            # lines of the log that it causes
     full_at: float = -inf                # when its bucket is full of new leases again
     ss: bytes = b""                      # dh(our static, theirs): the same in every handshake
     live: Session | None = None
@@ -3672,6 +3726,25 @@ def preferred_of(pool: Pool, valid_s: float) -> float:
 def wait_for(rate: Rate, full_at: float, now: Now) -> float:
     """Seconds until this bucket has a token; none or less: it has one."""
     return full_at - (rate.burst - 1) * rate.each_s - now.boot
+
+
+class Pace:
+    """A token bucket: what somebody else may cause, some at once, and then one every so many seconds."""
+
+    __slots__ = ("full_at", "rate")
+
+    def __init__(self, rate: Rate) -> None:
+        self.rate, self.full_at = rate, -inf                      # full_at: when it is full again
+
+    def has(self, now: Now) -> bool:
+        return wait_for(self.rate, self.full_at, now) <= 0
+
+    def take(self, now: Now) -> bool:
+        """One token.  False: there is none."""
+        if not self.has(now):
+            return False
+        self.full_at = max(self.full_at, now.boot) + self.rate.each_s
+        return True
 
 
 # ==== STOCK ========================================================== pure ====
@@ -3727,12 +3800,14 @@ class Stock:
         self.changes += 1
         everything = sorted([*self.pins.ordered, *self.holes, *self.leased])       # the pins are in order already
         ordered = [prefix for prefix, _ in groupby(everything) if prefix != but]
+        in_order = sorted(self.pools, key=lambda pool: pool.prefix)
+        self.ordered, self.names = [pool.prefix for pool in in_order], [pool.name for pool in in_order]
         self.spaces: dict[str, Space] = {}
         self.waiting: set[Prefix] = set()
         self.hidden: dict[Prefix, list[Lease]] = {}
         rest: dict[int, list[Prefix]] = {4: [], 6: []}
         at = 0
-        for pool in sorted(self.pools, key=lambda pool: pool.prefix):
+        for pool in in_order:
             start = bisect_left(ordered, pool.prefix, at)
             end = bisect_left(ordered, Prefix(pool.prefix.version, pool.prefix.first + pool.prefix.size, -1), start)
             for prefix in ordered[at:start]:
@@ -3764,8 +3839,12 @@ class Stock:
 
     def around(self, prefix: Prefix) -> list[Space]:
         """Where a prefix counts: the pools that it overlaps; outside of all, the rest of the addresses."""
-        found = [space for space in self.spaces.values() if space.pool.overlaps(prefix)]
-        return found if found and found[0].pool.holds(prefix) else [*found, self.rest[prefix.version]]
+        at = bisect_left(self.ordered, prefix)                    # of two pools none holds the other
+        if at and self.ordered[at - 1].holds(prefix):
+            return [self.spaces[self.names[at - 1]]]
+        end = bisect_left(self.ordered, Prefix(prefix.version, prefix.first + prefix.size, -1), at)
+        found = [self.spaces[name] for name in self.names[at:end]]
+        return found if found and found[0].pool == prefix else [*found, self.rest[prefix.version]]
 
     def take(self, prefix: Prefix) -> bool:
         taken = [space.take(prefix if space.pool.holds(prefix) else space.pool) for space in self.around(prefix)]
@@ -3791,7 +3870,10 @@ class Stock:
 
     def pool_of(self, prefix: Prefix) -> str:
         """The name of the pool that it lies in, or nothing."""
-        return next((name for name, space in self.spaces.items() if space.pool.holds(prefix)), "")
+        at = bisect_left(self.ordered, prefix)
+        if at < len(self.ordered) and self.ordered[at] == prefix:
+            return self.names[at]
+        return self.names[at - 1] if at and self.ordered[at - 1].holds(prefix) else ""
 
     def add(self, lease: Lease) -> None:
         self.changes += 1
@@ -3835,9 +3917,10 @@ class Stock:
                 yield lease
 
     def inside(self, prefix: Prefix) -> Iterator[Lease]:
+        """Those that lie inside of it, also where all of it is taken by something larger."""
         for space in self.around(prefix):
-            for leaf in space.leaves(space.within(prefix)):
-                if leaf in self.leased:
+            for leaf in space.touching(prefix):
+                if leaf in self.leased and prefix.holds(leaf):
                     yield self.leased[leaf]
                 yield from (lease for lease in self.hidden.get(leaf, ()) if lease.prefix.overlaps(prefix))
 
@@ -4115,11 +4198,18 @@ class Decider:
         """Something new: so many at once, and so many in a time."""
         if not case.is_new:
             return None
+        if self.is_had_again(case) and case.peer.changes.has(case.now):
+            return None
         waits = [(wait_for(case.peer.agreement.rate, case.peer.full_at, case.now), "")]
         if self.config.rate is not None:
             waits.append((wait_for(self.config.rate, self.full_at, case.now), " of all grantees"))
         wait_s, whose = max(waits, key=itemgetter(0))
         return refusal(case, Reason.RATE, wait_s + 1, f"too many new leases{whose}") if wait_s > 0 else None
+
+    def is_had_again(self, case: Case) -> bool:
+        """Will the slot get back what it had before?  That is no new lease."""
+        return any(lease.state is LeaseState.FORMER and lease.slot == case.want.slot
+                   and lease.prefix.shape == case.want.prefix.shape for lease in case.peer.leases)
 
     def victim(self, case: Case) -> Lease | None:
         """At the limit, the unnamed slot that was unrenewed for longest goes first."""
@@ -4241,7 +4331,11 @@ class Decider:
     def reclaim(self, pool: Pool, length: int, agreement: Agreement) -> Prefix | None:
         """What is held back and nothing else, the oldest first.  Of a share nothing: a twin may have renewed it."""
         space, seen, found = self.stock.spaces[pool.name], set[Prefix](), False
-        for held_back in self.former if (pool.name, length) not in self.hopeless and not pool.has_twins else ():
+        if (pool.name, length) in self.hopeless or pool.has_twins:
+            return None
+        for held_back in self.former:
+            if not pool.prefix.holds(held_back):
+                continue
             block = held_back.network(min(length, held_back.length))
             known = block in seen
             seen.add(block)
@@ -4408,6 +4502,7 @@ class Keeper(Decider):
         self.by: tuple[tuple[int, str], ...] = ()                 # slots of the last ask, and what decided them
         self.restless: set[bytes] = set()                         # who is to be nudged ...
         self.delayed: dict[bytes, float] = {}                     # ... and who at this time
+        self.undo: dict[tuple[bytes, int], Lease] = {}            # by peer and slot: deprecated since the last save
         self.reviewing: Iterator[object] = iter(())
         self.reviewed = True
         self.by_kernel: tuple[Ndp, ...] = ()                      # where the kernel answers for single addresses
@@ -4589,6 +4684,7 @@ class Keeper(Decider):
     def begin(self, case: Case, prefix: Prefix, by: str) -> Lease:
         """A new lease, or an old one come back; `renew` gives it its lifetime."""
         peer, slot, now = case.peer, case.want.slot, case.now
+        had = any(lease.prefix == prefix for lease in peer.leases)             # before: that is no new lease
         if len(case.others) >= peer.agreement.limit:
             victim = self.victim(case)
             if victim is not None:
@@ -4605,7 +4701,8 @@ class Keeper(Decider):
         for lease in [lease for lease in peer.living() if lease.prefix.overlaps(prefix)]:
             self.end(lease, now)                                  # no two that live overlap, whoever has them
         peer.full_at, self.full_at = max(peer.full_at, now.boot), max(self.full_at, now.boot)
-        self.pay(peer, 1)
+        if not had or not peer.changes.take(now):
+            self.pay(peer, 1)
         lease = Lease(peer.key, slot, prefix, LeaseState.ACTIVE, 0.0, now.boot, promised=promised, since=since, by=by)
         peer.leases.append(lease)
         self.stock.add(lease)
@@ -4626,12 +4723,21 @@ class Keeper(Decider):
                 "slot": lease.slot, "prefix": str(lease.prefix), "begun": lease.since}))
 
     def supersede(self, case: Case) -> None:
-        """What the slot had until now counts down, and is told until its end."""
-        lease = case.peer.active(case.want.slot)
+        """What the slot had until now counts down, and is told until its end.
+
+        Of those that the grantee has made so itself, by wanting something else, as many as it may have leases: else a
+        small pool could be had by one.
+        """
+        peer, lease = case.peer, case.peer.active(case.want.slot)
         if lease is not None:
+            lease.by_grantee = self.agreed(peer.agreement, lease.prefix)
             self.deprecate(lease, case.now)
-        old = [lease for lease in case.peer.leases if lease.state is LeaseState.DEPRECATED]
-        for lease in sorted(old, key=lambda lease: lease.valid_until)[: max(0, len(old) - MAX_DEPRECATED)]:
+            self.undo[peer.key, case.want.slot] = lease
+        old = sorted((lease for lease in peer.leases if lease.state is LeaseState.DEPRECATED),
+                     key=lambda lease: lease.valid_until)
+        own = [lease for lease in old if lease.by_grantee and lease.prefix.version == case.want.prefix.version]
+        over = own[: max(0, len(own) - peer.agreement.limit)] or old[: max(0, len(old) - MAX_DEPRECATED)]
+        for lease in over:
             self.end(lease, case.now)
 
     def deprecate(self, lease: Lease, now: Now) -> None:
@@ -4799,7 +4905,8 @@ class Keeper(Decider):
             return None, "asked through something that changes addresses"
         if not self.links.neighbour(host, path.interface):
             return None, "not a neighbour: a routing protocol's work"
-        return Reach(host.host, self.links.names.get(path.interface, "")), ""
+        dev = self.links.names.get(path.interface, "")
+        return (Reach(host.host, dev), "") if is_device(dev) else (None, "its interface has a name that is no word")
 
 
 # ==== GRANTOR ========================================================= pure ====
@@ -4844,7 +4951,8 @@ class Grantor(Keeper):
         if ask.run == peer.rival and now.boot - peer.run_heard < longest:
             return True
         if ask.run == peer.before and ask.stamp > peer.stamp:
-            self.out.append(Note(f"clone grantee={peer.agreement.name} key={short(peer.key)} (two machines)"))
+            if peer.told.take(now):
+                self.out.append(Note(f"clone grantee={peer.agreement.name} key={short(peer.key)} (two machines)"))
             peer.rival = peer.run
         peer.before, peer.run, peer.run_heard = peer.run, ask.run, now.boot
         return False
@@ -4875,8 +4983,9 @@ class Grantor(Keeper):
             if isinstance(verdict.outcome, Refusal):
                 refusals.append(verdict.outcome)
                 reason, text = reason_name(verdict.outcome.reason), verdict.outcome.text
-                self.out.append(Note(f"refused grantee={peer.agreement.name} slot={want.slot} "
-                                     f"want=/{want.prefix.length} reason={reason} why=\"{text}\""))
+                if peer.told.take(now):
+                    self.out.append(Note(f"refused grantee={peer.agreement.name} slot={want.slot} "
+                                         f"want=/{case.want.prefix.length} reason={reason} why=\"{text}\""))
             else:
                 leases.append(self.settled(case, verdict.outcome, verdict.by))
         self.by = tuple(by)
@@ -4898,9 +5007,10 @@ class Grantor(Keeper):
     def renew_all(self, peer: Peer, leases: Iterable[Lease], ask: Ask, path: Path, now: Now) -> None:
         seen = (path.host, path.info, ask.source, self.links)
         same = peer.seen == seen
-        if not same and peer.seen and now.boot - peer.reached_at < REACH_GAP_S:
-            same, seen = True, peer.seen
-            self.delayed[peer.key] = peer.reached_at + REACH_GAP_S            # then it is nudged, and looked at again
+        is_soon = now.boot - peer.reached_at < REACH_GAP_S
+        if not same and peer.seen and (is_soon or not peer.changes.take(now)):
+            same, seen = True, peer.seen                          # it is nudged, and then looked at again
+            self.delayed[peer.key] = (peer.reached_at if is_soon else now.boot) + REACH_GAP_S
         elif not same:
             peer.reached_at = now.boot
         for lease in leases:
@@ -5019,6 +5129,9 @@ class Grantor(Keeper):
                 if peer and lease.id == key:
                     self.forget(lease)
                     self.pay(peer, -1)
+                    old = self.undo.get((peer.key, lease.slot))
+                    if old is not None and old.state is LeaseState.DEPRECATED:         # it goes on having that
+                        self.stock.turn(old, LeaseState.ACTIVE)
 
     def restore(self, leases: list[Lease], now: Now) -> list[Key]:
         """From the lease file, where `valid_until` is the time left.  Of two that overlap the newer one is true."""
@@ -5296,6 +5409,10 @@ class Grantee:
         self.began = -inf                                         # when the first lease of another boot was deprecated
         self.answers = 0                                          # applied so far
         self.status = ""                                          # of the last
+        self.told: dict[str, Any] = {}                            # options, as the grantor says them
+        self.changes, self.saves = Pace(GRANTOR_CHANGES), Pace(GRANTOR_SAVES)
+        self.hooks, self.nudges, self.lines = Pace(GRANTOR_HOOKS), Pace(GRANTOR_NUDGES), Pace(GRANTOR_LINES)
+        self.has_token: bool | None = None                        # may this answer change anything?
         self.contact = contact
         self.table = MAIN                                         # ... of its default routes
         self.heard_at: Path | None = None                         # where it answered last
@@ -5364,7 +5481,7 @@ class Grantee:
 
     def hosts(self) -> set[str]:
         """Where the grantor is asked, and the other end of the tunnel, as written."""
-        named_end = self.endpoint.host if not is_numeric(self.endpoint.host) else ""
+        named_end = self.endpoint.host if self.contact.tunnel is not None and not is_numeric(self.endpoint.host) else ""
         return {*(host for host, _ in self.contact.addresses), named_end} - {""}
 
     def lookups(self, now: Now) -> list[Effect]:
@@ -5483,7 +5600,7 @@ class Grantee:
         if answer.status != Status.OK:                            # nothing of it was done
             refusals = tuple(Refusal(want.slot, 0, 0, answer.why or status_name(answer.status)) for want in ask.wants)
             answer = replace(answer, grants=(), refusals=refusals)
-        self.answers, self.status = self.answers + 1, status_name(answer.status)
+        self.answers, self.status, self.has_token = self.answers + 1, status_name(answer.status), None
         self.releases -= set(ask.releases) if answer.status == Status.OK else set()
         wanted = {want.slot: want.prefix for want in ask.wants}
         self.complaints = {slot: why for slot, why in self.complaints.items() if slot not in wanted}
@@ -5497,7 +5614,10 @@ class Grantee:
             self.doubt(now)
         self.drop_released(now)
         if answer.grants and answer.need is None:
-            self.options = {key: value for key in OPTIONS if (value := sane(key, getattr(answer, key))) not in NOTHING}
+            told = {key: value for key in OPTIONS if (value := sane(key, getattr(answer, key))) not in NOTHING}
+            if told != self.told and self.may_change(now):
+                self.told = told
+            self.options = dict(self.told)
             effects += self.find_endpoint(now)
         self.set_times(answer, sent_at, now)
         after = {(held.slot, held.prefix): (held.current, held.faded) for held in self.held}
@@ -5510,8 +5630,14 @@ class Grantee:
             self.timer = min(self.timer, now.boot + GIVE_BACK_S)
         return effects
 
+    def may_change(self, now: Now) -> bool:
+        """May this answer make us write, run and tell anything?  One that says something else each time may not."""
+        if self.has_token is None:
+            self.has_token = self.changes.take(now)
+        return self.has_token
+
     def find_endpoint(self, now: Now) -> list[Effect]:
-        """Where the other end of the tunnel is."""
+        """Where the other end of the tunnel is.  Without a tunnel nothing is looked up for it."""
         try:
             told = parse_endpoint(self.options.pop("wg_endpoint", ""))
         except ValueError:
@@ -5520,18 +5646,21 @@ class Grantee:
             answers_at = parse_host(self.heard_at.host)
             host = answers_at.host if is_behind(told.host, answers_at) else told.host
             self.endpoint = HostPort(host, told.port)
-            if is_numeric(host):
+            if is_numeric(host) and self.contact.tunnel is not None:
                 at = Path(inet_ntop(AF_INET6, mapped(parse_host(host))), 0)
                 self.found[host] = (self.heard_at if host == answers_at.host else at,)
         if self.endpoint.port:
             self.options["wg_endpoint"] = str(self.endpoint)
+        needed = self.hosts() | {self.endpoint.host}
+        self.found = {host: places for host, places in self.found.items() if host in needed}
+        self.looked_up = {host: at_s for host, at_s in self.looked_up.items() if host in needed}
         self.settle_interface()
         return [*(() if self.knows_endpoint else self.lookups(now)), *self.tell_tunnel()]
 
     @property
     def knows_endpoint(self) -> bool:
         """If there is one, it has an address."""
-        return not self.endpoint.port or self.endpoint.host in self.found
+        return self.contact.tunnel is None or not self.endpoint.port or self.endpoint.host in self.found
 
     def tell_tunnel(self) -> list[Effect]:
         """Why there is no tunnel, or not all of it: once."""
@@ -5601,7 +5730,7 @@ class Grantee:
         have = next((held for held in self.held if (held.slot, held.prefix) == (grant.slot, grant.prefix)), None)
         valid_until = sent_at + span(grant.valid_s)
         if not grant.current:
-            if have is not None:
+            if have is not None and (not have.current or self.may_change(now)):
                 if have.provisional:                              # over, but hosts have to be told first
                     valid_until = max(valid_until, now.boot + SHOWN_S)
                 self.deprecate(have, now)
@@ -5610,6 +5739,8 @@ class Grantee:
         if grant.slot not in wanted or grant.slot not in self.slots.values():
             return                                                # nobody has asked for it
         why = self.mistrust(grant, wanted[grant.slot], taken if have is None else lambda _: "")
+        if not why and (have is None or not have.current) and not self.may_change(now):
+            why = "its grantor changes its mind too often"
         if why:
             self.complaints[grant.slot] = grant.prefix, why
             return
@@ -5652,13 +5783,13 @@ class Grantee:
         for refusal in refused:
             wait_s = min(refusal.again_s or self.refused_s, MAX_AGAIN_S)
             self.again[refusal.slot] = now.boot + wait_s
-            if self.refused.get(refusal.slot) != refusal:
+            if self.refused.get(refusal.slot) != refusal and self.lines.take(now):
                 reason = reason_name(refusal.reason)
                 effects.append(Note(f"refused grantor={self.contact.name} slot={refusal.slot} reason={reason} "
                                     f"why=\"{refusal.text}\""))
             self.refused[refusal.slot] = refusal
             for held in self.held:
-                if held.slot == refusal.slot and held.current and refusal.reason in LOST:
+                if held.slot == refusal.slot and held.current and refusal.reason in LOST and self.may_change(now):
                     self.deprecate(held, now)
         self.refused_s = min(self.refused_s * 2, REFUSED.longest_s) if refused else REFUSED.first_s
         return effects
@@ -5666,7 +5797,7 @@ class Grantee:
     def reconsider(self, taken: Callable[[Prefix], str], now: Now) -> None:
         """What stood in the way of a grant may have gone: then its slot is asked for at once."""
         for slot, (prefix, why) in list(self.complaints.items()):
-            if why.startswith("overlaps ") and not taken(prefix):
+            if why.startswith(("overlaps ", "lies in ")) and not taken(prefix):
                 del self.complaints[slot]
                 self.again[slot] = self.timer = now.boot
 
@@ -5758,7 +5889,8 @@ class Grantee:
         for held in self.held:
             left_s = held.valid_until - now.boot                  # an eighth, 10 min at least; a fifth of a short one:
             worth_s = max(left_s / 8, min(600.0, left_s / 5))     # less than what a renewal at T1 brings
-            if held.saved_until == -inf or abs(held.valid_until - held.saved_until) >= worth_s or event == "bound":
+            drifted = abs(held.valid_until - held.saved_until) >= worth_s
+            if held.saved_until == -inf or event == "bound" or (drifted and self.saves.take(now)):
                 held.saved_until = held.valid_until
                 effects.append(Save(held.id(self.contact.key), held.record(self.contact.key, self.boot, now)))
         if self.state is State.RELEASED and event == "renewed":
@@ -5767,6 +5899,8 @@ class Grantee:
             effects += [Note(f"{'bound' if held.current else 'deprecated'} grantor={self.contact.name} "
                              f"slot={held.slot} prefix={held.prefix} valid={seconds(held.valid_until - now.boot)}")
                         for held in self.held]
+        if event in ("renewed", "rebound") and not self.hooks.take(now):
+            return [*effects, Install()]
         return [*effects, Install(), Hook(self.contact.name, event)]
 
     # -- actions: one verb each, named in TABLE ------------------------------------------
@@ -5920,9 +6054,9 @@ Grantee.TABLE = {
 class Stranger(Drop):
     """A valid handshake by a key that nobody admitted."""
 
-    def __init__(self, key: bytes) -> None:
+    def __init__(self, key: bytes, is_proved: bool) -> None:
         super().__init__("stranger")
-        self.key = key
+        self.key, self.is_proved = key, is_proved
 
 
 class Responder:
@@ -5936,7 +6070,7 @@ class Responder:
         self.made = 0                                             # sessions so far
         self.second, self.heard = -1, 0                           # in this second: handshakes ...
         self.sources: Counter[bytes] = Counter()                  # ... by source, of those that brought a cookie
-        self.told_stale = set[tuple[bytes, bytes]]()              # ... and who was told STALE, and at which source
+        self.told_stale: dict[tuple[bytes, bytes], float] = {}    # who was told STALE, at which source, and when
         self.loaded_at = -inf
 
     def under_load(self, now: Now) -> bool:
@@ -5949,7 +6083,7 @@ class Responder:
         if self.second != int(now.boot):
             self.second, self.heard = int(now.boot), 0
             self.sources.clear()
-            self.told_stale.clear()
+            self.told_stale = {at: told for at, told in self.told_stale.items() if now.boot - told < STALE_GAP_S}
         self.heard += 1
         if self.heard <= self.load:
             return None
@@ -5986,11 +6120,11 @@ class Responder:
         where it comes from by its cookie, too.
         """
         at = peer.key, self.block_of(path)
-        if ask.stamp <= peer.stale_stamp and at in self.told_stale:
+        if ask.stamp <= peer.stale_stamp and now.boot - self.told_stale.get(at, -inf) < STALE_GAP_S:
             cookie = self.cookie_for(datagram, path, now)
             if cookie is not None:
                 return cookie
-        self.told_stale.add(at)
+        self.told_stale[at] = now.boot
         peer.stale_stamp = max(peer.stale_stamp, ask.stamp)
         return None
 
@@ -6001,9 +6135,19 @@ class Responder:
         key = handshake.read_static(body)
         peer = peer_of(key)
         if peer is None:
-            raise Stranger(key)
+            raise Stranger(key, is_proved=False)
         peer.ss = peer.ss or dh(self.s.secret, key)
         return peer, handshake, handshake.read_payload(body, peer.ss)
+
+    def is_proof(self, datagram: bytes) -> bool:
+        """Does whoever asks have the key that the ask names?  Two more curve operations, for who is to be admitted."""
+        body = datagram[ID_LEN : -2 * MAC_LEN]
+        handshake = Handshake(self.s, self.s.public, b"ddpd" + datagram[:ID_LEN])
+        try:
+            handshake.read_payload(body, dh(self.s.secret, handshake.read_static(body)))
+        except Drop:
+            return False
+        return True
 
     def answer(self, datagram: bytes, handshake: Handshake, plain: bytes) -> bytes:
         return KINDS["answer"] + datagram[4:ID_LEN] + handshake.write_second(keypair(self.rand(KEY_LEN)), plain)
@@ -6636,6 +6780,11 @@ def ula_of(secret: bytes, pool: str) -> Prefix:
     return Prefix(6, 0xFD << 120 | int.from_bytes(drawn, "big") << 80, 48)
 
 
+def no_route(_: Prefix) -> Route | None:
+    """Where the kernel is not asked."""
+    return None
+
+
 Aim = tuple[str, str]                    # what is reached, and of which grantor
 
 
@@ -6650,6 +6799,7 @@ class Roles:
         self.held_keys, self.guard_keys = set[Key](), set[Key]()  # what of `wanted` the grantees want; the grantor
         self.made: dict[Key, Thing] = {}                          # what carries no mark in the kernel
         self.duplicates: dict[Key, float] = {}                    # our addresses that others have: when to try again
+        self.route_around: Callable[[Prefix], Route | None] = no_route          # a route of others that holds a prefix
         self.left: list[Prefix] = []                              # of leases of which the lease file is lost
         self.forgetful = False                                    # nothing can be written down
         self.first_stamp = -1                                     # of our start: older asks may have been recorded
@@ -6856,7 +7006,7 @@ class Roles:
         """
         end, tunnel = grantee.outer_end(), grantee.contact.tunnel
         if end is None or way is None or tunnel is None or way.reach.dev == tunnel.dev or \
-                any(prefix.holds(end) for _, prefix in self.links.connected()):
+                any(prefix.holds(end) for _, prefix in self.links.connected):
             return None
         chosen = self.with_source(way, end, None)
         if chosen is None or chosen.source in ("", way.source):
@@ -6921,6 +7071,11 @@ class Roles:
                                            and ((index, own) in self.links.fading or prefix in before))
             if not is_left:
                 return f"overlaps {network} on {self.links.names.get(index, index)}"
+        contact, way = self.grantees[name].contact, self.grantees[name].way
+        route = self.route_around(prefix)
+        if route is not None and (way is None or way.reach.dev != route.reach.dev) and \
+                not any(route.prefix.holds(accepted) and accepted.holds(prefix) for accepted in contact.accept):
+            return f"lies in {route.prefix}, which is routed by {route.reach.dev} (`accept` may name it)"
         for other, grantee in self.grantees.items():
             if any(prefix.holds(parse_host(place.host)) for place in grantee.places()):
                 return f"holds the address at which {other} is asked"
@@ -7000,14 +7155,23 @@ def aged(lease: Lease, run: LastRun, elapsed_s: float) -> Lease:
     return lease
 
 
+def run_of(record: Record) -> LastRun:
+    """KeyError, TypeError or ValueError if the record is none."""
+    run = LastRun(bool(record["clean"]), str(record["boot"]), float(record["at"]), int(record["epoch"]),
+                  float(record.get("wall", 0)))
+    if not (0 <= run.at < 2**40 and 0 <= run.epoch < MAX_EPOCH and 0 <= run.wall < 2**40):
+        raise ValueError("a number is out of bounds")
+    return run
+
+
 READ_RECORD: Final[dict[str, Callable[[Record, str, Now], Any]]] = {
     "granted":    lambda record, _boot, _now: lease_of(record),
     "held":       lambda record, boot, now: (public_key(record["key"]), held_of(record, boot, now)),
-    "slot":       lambda record, _boot, _now: (str(record["grantor"]), str(record["line"]), int(record["slot"])),
+    "slot":       lambda record, _boot, _now: (str(record["grantor"]), str(record["line"]),
+                                               whole(0, 255)(str(record["slot"]))),
     "made":       lambda record, _boot, _now: made_of(record),
-    "recovering": lambda record, _boot, _now: span(int(record["left"])),
-    "run":        lambda record, _boot, _now: LastRun(bool(record["clean"]), str(record["boot"]), float(record["at"]),
-                                                      int(record["epoch"]), float(record.get("wall", 0))),
+    "recovering": lambda record, _boot, _now: float(whole(0, FOREVER)(str(record["left"]))),
+    "run":        lambda record, _boot, _now: run_of(record),
 }
 
 
@@ -7062,9 +7226,11 @@ class Node(Roles):
 
     def heard_sealed(self, datagram: bytes, path: Path, now: Now) -> list[Effect]:
         session, plain = self.responder.open_sealed(datagram, now)
-        peer: Peer = session.peer
-        if self.grantor.peer_of(peer.key) is not peer:
-            raise Stranger(peer.key)
+        peer = self.grantor.peer_of(session.peer.key)
+        if peer is None:
+            raise Stranger(session.peer.key, is_proved=True)
+        if peer is not session.peer:                              # was removed, and is there again
+            peer.live, peer.stamp, session.peer = session, session.peer.stamp, peer
         ask = expect(Ask, decode(plain))
         self.take_turn(peer, ask, now)
         answer, effects = self.grantor.heard(peer, ask, path, now)
@@ -7109,12 +7275,13 @@ class Node(Roles):
     def heard_reply(self, datagram: bytes, name: str, now: Now) -> list[Effect]:
         message = decode(self.initiators[name].open_sealed(datagram))
         if isinstance(message, Nudge):
-            if now.boot - self.grantees[name].nudged_at < NUDGE_GAP_S or self.grantees[name].state is State.RELEASED:
+            grantee = self.grantees[name]
+            if now.boot - grantee.nudged_at < NUDGE_GAP_S or grantee.state is State.RELEASED or \
+                    not grantee.nudges.take(now):
                 raise Drop("nudged too often, or after a release")
-            self.grantees[name].nudged_at = now.boot
+            grantee.nudged_at = now.boot
             self.initiators[name].unanswered = 0
-            effects = self.grantees[name].step(Event.NUDGED, now)
-            return [Note(f"nudged grantor={name}"), *effects]
+            return [Note(f"nudged grantor={name}"), *grantee.step(Event.NUDGED, now)]
         answer = expect(Answer, message)
         if answer.status == Status.STALE:
             raise Drop("stale answer to a sealed ask")
@@ -7301,11 +7468,13 @@ class Node(Roles):
         longest_s = max((self.config.hold_s if pool.has_twins else pool.valid_s for pool in self.config.pools),
                         default=0.0)                              # a twin may renew what we do not know of
         longest_s = max(longest_s, *(agreement.bounds[0] for agreement in self.config.agreements.values()), 0.0)
-        for line in damage:
-            prefix = salvaged(line)
-            lost = lost or prefix is None
-            if prefix is not None and self.grantor.stock.is_free(prefix):
-                self.grantor.restore([Lease(b"", 0, prefix, LeaseState.FORMER, longest_s, longest_s)], now)
+        prefixes = [salvaged(line) for line in damage]
+        lost = lost or None in prefixes
+        unknown = [prefix for prefix in dict.fromkeys(prefixes)
+                   if prefix is not None and self.grantor.stock.is_free(prefix)]
+        if unknown:
+            self.grantor.restore([Lease(b"", 0, prefix, LeaseState.FORMER, longest_s, longest_s)
+                                  for prefix in unknown], now)
         if lost and self.config.pools:
             self.grantor.recovering_until = now.boot + longest_s
 
@@ -8060,8 +8229,13 @@ def resolv_text(grantees: Iterable[Grantee], _lost: Iterable[Subnet], _now: Now)
 
 
 def dnsmasq_text(grantees: Iterable[Grantee], _lost: Iterable[Subnet], _now: Now) -> str:
-    """As dnsmasq's servers-file has it: a grantor's domains are asked of its own name servers."""
-    own = [f"server=/{domain}/{address.host}\n" for grantee in heeded(grantees)
+    """As dnsmasq's servers-file has it: the domains of the preferred grantor are asked of its own name servers.
+
+    Of any other they are not: it could name a domain of somebody else's.
+    """
+    counting = heeded(grantees)
+    preferred = [grantee for grantee in counting if grantee.leads] or (counting if len(counting) == 1 else [])
+    own = [f"server=/{domain}/{address.host}\n" for grantee in preferred
            for domain in grantee.options.get("search", ()) if "." in domain
            for address in grantee.options.get("dns", ())]
     return "".join(dict.fromkeys([*own, *(f"server={at}\n" for at in advised(grantees, "dns"))]))
@@ -8139,6 +8313,10 @@ def announced_in(text: str) -> Iterator[Subnet]:
 UNPRINTABLE: Final = dict.fromkeys([*range(0x20), *range(0x7F, 0xA0)], "?")
 
 
+def clock_now() -> Now:
+    return Now(time.clock_gettime(time.CLOCK_BOOTTIME), time.time())
+
+
 class Level(IntEnum):
     """As syslog(3) numbers them."""
 
@@ -8158,7 +8336,8 @@ class Log:
 
     def __init__(self) -> None:
         self.verbose = False
-        self.recent: dict[str, tuple[float, int]] = {}            # kind -> (second, lines in it)
+        self.unread = 0                                           # lines that were lost, as nobody has read
+        self.kinds: dict[str, Pace] = {}
         self.is_split = os.environ.get("DDPD_LOG") == "split"
         self.is_journal = os.environ.get("JOURNAL_STREAM") == self.stream_of(2)
 
@@ -8172,10 +8351,20 @@ class Log:
         return f"{found.st_dev}:{found.st_ino}"
 
     def write(self, level: Level, text: str, values: tuple[object, ...]) -> None:
+        """Lost, if nobody reads: a full pipe must not stop the daemon."""
         head, fd = f"<{level.value}>" if self.is_journal else "", 1 if self.is_split and level > Level.WARNING else 2
+        line = (text % values if values else text).translate(UNPRINTABLE)        # whose words they may be
+        data = f"{head}{line}\n".encode("utf-8", "backslashreplace")
         try:
-            line = (text % values if values else text).translate(UNPRINTABLE)    # whose words they may be
-            os.write(fd, f"{head}{line}\n".encode("utf-8", "backslashreplace"))
+            poller = select.poll()
+            poller.register(fd, select.POLLOUT)
+            if not poller.poll(0):
+                self.unread += 1
+                return
+            if self.unread:
+                os.write(fd, f"lost lines={self.unread}: nobody has read them\n".encode())
+                self.unread = 0
+            os.write(fd, data if len(data) <= MAX_LINE else data[: MAX_LINE - 4] + b"...\n")
         except OSError:
             pass
 
@@ -8196,13 +8385,12 @@ class Log:
             self.write(Level.DEBUG, text, values)
 
     def limited(self, kind: str, text: str, *values: object, level: Level = Level.WARNING) -> None:
-        """At most five lines a second of one kind (kinds are few: they come from our own texts)."""
-        second, lines = self.recent.get(kind, (0.0, 0))
-        now = float(int(time.monotonic()))
-        lines = lines + 1 if second == now else 1
-        self.recent[kind] = (now, lines)
-        if lines <= 5:
+        """So many lines of one kind (kinds are few: they come from our own texts)."""
+        if self.may_say(kind):
             self.write(level, text, values)
+
+    def may_say(self, kind: str) -> bool:
+        return self.kinds.setdefault(kind, Pace(LOG_LINES)).take(clock_now())
 
 
 log = Log()
@@ -8210,10 +8398,6 @@ log = Log()
 
 def fileno(sock: Any) -> int:
     return sock if isinstance(sock, int) else int(sock.fileno())
-
-
-def clock_now() -> Now:
-    return Now(time.clock_gettime(time.CLOCK_BOOTTIME), time.time())
 
 
 def boot_id() -> str:
@@ -8269,13 +8453,20 @@ def write_sysctl(name: str, value: int) -> None:
         log.debug("cannot write sysctl=%s why=\"%s\"", name, why.strerror)
 
 
-def routes_by(dev: str) -> list[list[str]] | None:
-    """IPv6 routes: destination, length, source, length, next hop ...; None: that cannot be seen."""
+def routes_by(devs: Container[str]) -> dict[str, list[list[str]]] | None:
+    """IPv6 routes by interface: destination, length, source, length, next hop ...; None: that cannot be seen.
+
+    All of the table is read for that, so it is read once for all interfaces.
+    """
+    found: dict[str, list[list[str]]] = {}
     try:
         with open("/proc/net/ipv6_route") as routes:
-            return [row for row in map(str.split, routes) if row[-1] == dev]
+            for row in map(str.split, routes):
+                if row[-1] in devs:
+                    found.setdefault(row[-1], []).append(row)
     except OSError:
         return None
+    return found
 
 
 def takings(ndp: Ndp, pools: Iterable[Pool], hops: Iterable[str]) -> Iterator[str]:
@@ -8321,11 +8512,12 @@ def hindrances(config: Config) -> Iterator[str]:
     """What in this system keeps what is proxied from being reached."""
     if config.ndp and sysctl("conf/all/forwarding") == 0:
         yield "net.ipv6.conf.all.forwarding = 0: nothing is passed on from here (sysctl -w ...=1)"
+    by_dev = routes_by({ndp.dev for ndp in config.ndp}) if config.ndp else {}
     for ndp in config.ndp:
         yield from (f"there is no interface {dev} (yet)" for dev in (ndp.dev, *ndp.inner) if not has_interface(dev))
         yield from (f"[ndp {ndp.dev}] {rule}: for link-local addresses nobody answers in another's stead"
                     for rule in ndp.rules if rule.kind != "never" and LINKLOCAL.holds(rule.prefix))
-        routes = routes_by(ndp.dev)
+        routes = by_dev.get(ndp.dev, []) if by_dev is not None else None
         yield from takings(ndp, config.pools, (row[4] for row in routes or ()))
         if ndp.leased and not config.pools:
             yield f"[ndp {ndp.dev}] proxy = leased, but there is no [pool] to lease from"
@@ -8344,7 +8536,8 @@ def hindrances(config: Config) -> Iterator[str]:
 
 def is_anycast(dev: str) -> bool:
     """Is fe80:: of this interface first of all the address of any router there?  Then TCP is not heard at it."""
-    flags = [int(row[8], 16) for row in routes_by(dev) or () if row[:2] == ["fe80".ljust(32, "0"), "80"]]
+    rows = (routes_by({dev}) or {}).get(dev, ())
+    flags = [int(row[8], 16) for row in rows if row[:2] == ["fe80".ljust(32, "0"), "80"]]
     return bool(flags) and bool(flags[0] & RTF_ANYCAST)
 
 
@@ -8412,6 +8605,10 @@ class Fatal(Exception):  # noqa: N818 - the end, with a reason for a person
 
 class Silent(Fatal):
     """The daemon does not answer a command, or not to the end."""
+
+
+class DefectError(Exception):
+    """Something that should not have happened: with its traceback, so that it can be mended."""
 
 
 class BusyFileError(ConfigError):
@@ -8531,7 +8728,7 @@ def load_config(path: str) -> Config:
 def load_main(path: str) -> Config:
     """Only what a command needs to find the daemon, though the rest of the file may be wrong, or long."""
     lines = [without_comment(line) for line in read_text(path).split("\n")]
-    begin = lines.index("[ddpd]") + 1 if "[ddpd]" in lines else len(lines)
+    begin = next((n + 1 for n, line in enumerate(lines) if line.replace(" ", "") == "[ddpd]"), len(lines))
     end = next((n for n in range(begin, len(lines)) if lines[n].startswith("[")), len(lines))
     at = next((n for n in range(begin, end) if lines[n].partition("=")[0].strip() == "control"), end)
     after = next((n for n in range(at + 1, end) if lines[n].strip() and not lines[n][0].isspace()), end)
@@ -8648,8 +8845,11 @@ def load_handlers(path: str) -> dict[str, SiteHandler]:
     if not path:
         return {}
     source = read_own(path)
-    if os.stat(path).st_mode & 0o022:
+    found_at = os.stat(path)
+    if found_at.st_mode & 0o022:
         raise ConfigError(f"{path}: others may write it (chmod go-w)")
+    if found_at.st_uid not in (0, os.geteuid()):
+        raise ConfigError(f"{path}: it belongs to somebody else, and would be run as we are (chown)")
     found: dict[str, Any] = {"__name__": "handlers", "__file__": path, "Refuse": Refuse}
     try:
         code = compile(source, path, "exec")
@@ -8716,6 +8916,8 @@ def load_secret(config: Config, make: bool) -> bytes:
     def wrong(what: str) -> ConfigError:
         return ConfigError(f"{config.file}: [ddpd] key: {config.key} {what}")
     try:
+        if not stat.S_ISREG(os.stat(config.key).st_mode):
+            raise wrong("is not a file")
         secret = public_key(read_file(config.key).decode("latin-1").strip())
     except FileNotFoundError:
         if not make:
@@ -8775,6 +8977,8 @@ class Store:
     def read(self) -> OnFile | None:
         """None: there is no file.  If it has our shape, it is written on; otherwise `rewrite` comes first."""
         try:
+            if not stat.S_ISREG(os.stat(self.path).st_mode):      # to read a pipe would take for ever
+                raise Fatal(f"{self.path} is not a file")
             lines = read_file(self.path).decode("utf-8", "replace").split("\n")
             found, damage = parse_lease_file(lines)
         except FileNotFoundError:
@@ -9101,6 +9305,17 @@ class Kernel:
         """The default routes of the main table, which are not many; for their sake all of it is read."""
         return gateways_of(self.dump_routes(MAIN, 0, RTN_UNICAST), self.mark, self.links.names)
 
+    def route_around(self, prefix: Prefix) -> Route | None:
+        """The route of others, more precise than a default route, by which packets for this prefix would go."""
+        body = bytes((FAMILY[prefix.version], WIDTH[prefix.version], *bytes(6)))
+        body += RTM_F_FIB_MATCH.to_bytes(4, byteorder) + attribute(RTA_DST, prefix.packed)
+        try:
+            [(_, reply)] = exchange(RTM["route"] + RTM_GET, NLM_F_ONE, body)
+            route = route_of_others(reply, self.mark, self.links.names)
+        except (OSError, ValueError):
+            return None
+        return route if route is not None and route.prefix.holds(prefix) and route.prefix != prefix else None
+
     def way_to(self, place: Path) -> Way | None:
         """How packets get to this place; None if they do not."""
         reply = route_to(parse_host(place.host), RTA_OIF, place.scope)
@@ -9404,7 +9619,11 @@ class Resolver:
         except OSError:
             if (grantor, host) not in self.busy:
                 self.busy.add((grantor, host))
-                _thread.start_new_thread(self.wait_for, (grantor, host))
+                try:
+                    _thread.start_new_thread(self.wait_for, (grantor, host))
+                except RuntimeError as why:                       # the next look-up may have one
+                    log.limited("resolver", "cannot look up %s: %s", host, why)
+                    self.told(grantor, host, ())
 
     def wait_for(self, grantor: str, host: str) -> None:
         """In the helper thread."""
@@ -9529,8 +9748,8 @@ class Talker:
             if why.key in self.node.grantor.agreements:
                 return [*events, *self.take(datagram, path, name, now)]
             self.node.counters["drop stranger"] += 1
-            log.limited("stranger", "stranger source=%s to_admit=\"[grantee NAME] key = %s\"", path, show_key(why.key),
-                        level=Level.NOTICE)
+            if log.may_say("stranger") and (why.is_proved or self.node.responder.is_proof(datagram)):
+                log.notice("stranger source=%s to_admit=\"[grantee NAME] key = %s\"", path, show_key(why.key))
             return events
         except Drop as why:
             self.node.counters[f"drop {why}"] += 1
@@ -10067,6 +10286,7 @@ class Controls:
         make_folder(path)
         self.path = path
         self.open: list[Control] = []
+        self.rests_until = -inf                                   # nobody is let in: there is no descriptor left
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
         mask = os.umask(0o177)
         try:
@@ -10095,6 +10315,7 @@ class Controls:
             if control.until <= now.boot:
                 self.open.remove(control)
                 control.sock.close()
+        self.rests_until = self.rests_until if self.rests_until > now.boot else -inf
         if self.sock in readable:
             self.accept(now)
 
@@ -10110,7 +10331,8 @@ class Controls:
         """Where there is no room, who has been silent for longest goes."""
         try:
             sock, _ = self.sock.accept()
-        except OSError:
+        except OSError as why:
+            self.rests_until = now.boot + 1.0 if why.errno in (errno.EMFILE, errno.ENFILE) else -inf
             return
         sock.setblocking(False)
         if len(self.open) >= MAX_CONTROLS:
@@ -10120,7 +10342,12 @@ class Controls:
         self.open.append(Control(sock, now.boot + CONTROL_S))
 
     def sockets(self) -> list[Any]:
-        return [self.sock, *(control.sock for control in self.open if not control.is_deaf)]
+        own = [self.sock] if self.rests_until == -inf else []
+        return [*own, *(control.sock for control in self.open if not control.is_deaf)]
+
+    def deadline(self) -> float:
+        rests = self.rests_until if self.rests_until > -inf else inf
+        return min(rests, *(control.until for control in self.open), inf)
 
     def close(self) -> None:
         self.sock.close()
@@ -10297,6 +10524,7 @@ class Installer(Talker):
         self.store = Store(config.leases)
         self.store.acquire()
         super().__init__(Node(config, load_secret(config, make=True), boot_id(), os.urandom), config.listen)
+        self.node.route_around = self.kernel.route_around
         self.retry_install = inf
         self.awaited: set[str] = set()                            # interfaces that are not there, as was said
         self.left: set[Key] = set()                               # made by a ddpd whose lease file is lost
@@ -10517,7 +10745,7 @@ class Daemon(Installer):
         self.lost: dict[Subnet, float] = {}                       # announced before: until when that is said
         self.aims: dict[Aim, Path | None] = {}                    # to where the ways were looked at ...
         self.routes_at = inf                                      # ... and when to look again: others' routes changed
-        self.routes_s = ROUTES_S                                  # from a change until then
+        self.routes_s, self.ways_seen = ROUTES_S, -inf            # from a change until then; when that was last
         self.links_at = -inf                                      # from when on changes of links are heard
         self.repaired_at, self.repairs = -inf, 0.0                # one is forgotten every second
         self.neighbours_at = -inf                                 # when to see whether our proxy neighbours are there
@@ -10792,7 +11020,7 @@ class Daemon(Installer):
                     self.leave_at, self.status_at,
                     self.hooks.kill_at, self.retry_install, self.routes_at,
                     self.links_at if self.links_at > now.boot else inf,
-                    self.doors.deadline(), *(control.until for control in self.controls.open), inf)
+                    self.doors.deadline(), self.controls.deadline())
         sockets = [*self.sockets(), self.wake, *self.controls.sockets(), *self.doors.sockets()]
         sockets += [self.kernel.monitor] if self.links_at <= now.boot else []
         sockets += [self.kernel.routes] if self.config.contacts and self.routes_at == inf else []
@@ -10850,7 +11078,8 @@ class Daemon(Installer):
             self.ports.follow(now)
         if look and self.kernel.links != self.kernel.seen:
             self.kernel.seen = self.kernel.links
-            self.routes_at = min(self.routes_at, now.boot)        # the ways too
+            soon = max(now.boot, self.ways_seen + self.routes_s) if self.routes_s > ROUTES_S else now.boot
+            self.routes_at = min(self.routes_at, soon)            # the ways too
             try:
                 self.kernel.look_at_all(self.node.made)
                 self.strike_out(self.kernel.taken, now)
@@ -10935,7 +11164,8 @@ class Daemon(Installer):
                 self.kernel.watch_routes()
             ways = {aim: self.kernel.way_to(place) for aim, place in aims.items() if place is not None}
             gateways = self.kernel.gateways() if self.wants_gateways else ()
-            self.routes_s = max(ROUTES_S, 20 * (clock_now().boot - now.boot))          # where the table is very long
+            self.ways_seen = clock_now().boot
+            self.routes_s = max(ROUTES_S, 20 * (self.ways_seen - now.boot))            # where the table is very long
             return self.node.routed(ways, gateways, stirred, now)
         except OSError as why:
             log.limited("links", "cannot see ways why=\"%s\"", why)
@@ -11149,6 +11379,14 @@ class Options:
     wait_s: float = 10.0
 
 
+def argument(parse: Callable[[str], T], text: str) -> T:
+    """A value of the command line; Fatal."""
+    try:
+        return parse(text)
+    except ValueError as why:
+        raise Fatal(str(why)) from None
+
+
 def say(text: str) -> None:
     sys.stdout.write(text + "\n")
 
@@ -11188,11 +11426,15 @@ def told(config: Config, do: str, wait_s: float = CONTROL_S, **rest: Any) -> dic
 
 
 def run(options: Options) -> int:
+    """What goes wrong once it serves, and is not handled where it happens, is a defect of ours."""
     config = load_config(options.file)
     log.verbose = "-v" in options.flags
     daemon = Daemon(config)
     daemon.start()
-    daemon.serve()
+    try:
+        daemon.serve()
+    except OSError as why:
+        raise DefectError from why
     return 0
 
 
@@ -11374,7 +11616,8 @@ def release(options: Options) -> int:
     store.acquire()
     read = store.read()
     held = [key for key in read[0] if key[:2] == ("held", show_key(contact.key))] if read else []
-    store.save(dict.fromkeys(held), clock_now())                  # so that the next start does not install it
+    if not store.save(dict.fromkeys(held), clock_now()):          # so that the next start does not install it
+        raise Fatal(f"given back, but {config.leases} cannot be written: the next start holds it for a while")
     return 0
 
 
@@ -11442,13 +11685,13 @@ def explain(options: Options) -> int:
         config, now = load_config(options.file), clock_now()
         node = on_file(config, now)
         node.grantor.site = load_handlers(config.handlers)
-        said = explained(node, peer, asked_for, now)
+        said = argument(lambda text: explained(node, peer, text, now), asked_for)
     say(json.dumps(said) if "--json" in options.flags else explained_text(said))
     return 0
 
 
 def revoke(options: Options) -> int:
-    slot = whole(0, 255)(options.words[1]) if options.words[1:] else None
+    slot = argument(whole(0, 255), options.words[1]) if options.words[1:] else None
     said = told(load_main(options.file), "revoke", what=named_peer(options), slot=slot, undo="--undo" in options.flags)
     say("\n".join(said["prefixes"]))
     return 0
@@ -11505,9 +11748,11 @@ def clean(options: Options) -> int:
         failed = {n: why for n, why in failed.items() if thing_key(lines[n][0]) in kernel.installed}
     if failed:
         raise Fatal(f"cannot remove: {'; '.join(f'{lines[n][1]} ({why})' for n, why in failed.items())}")
-    store.save({key_of(made_record(thing)): None for thing in things}, now)
+    kept = store.save({key_of(made_record(thing)): None for thing in things}, now)
     if read and ("run",) in read[0]:
-        store.save({("run",): read[0]["run",][1]}, now)           # a second batch blanks the lines of the first
+        kept &= store.save({("run",): read[0]["run",][1]}, now)   # a second batch blanks the lines of the first
+    if things and not kept:
+        raise Fatal(f"removed {len(gone)}, but {config.leases} cannot be written, and says that they are there")
     say(f"removed {len(gone)}")
     return 0
 
@@ -11601,6 +11846,7 @@ COMMANDS: Final = {
     "version":   Command(show_version, "", "the version (also --version)"),
 }
 FLAGS: Final = {"-h": "help", "--help": "help", "--version": "version"}
+DEFECT: Final = 70                       # EX_SOFTWARE of sysexits.h
 
 
 def parse_options(argv: list[str]) -> Options:
@@ -11615,7 +11861,7 @@ def parse_options(argv: list[str]) -> Options:
             if word == "-c":
                 options.file = value
             else:
-                options.wait_s = float(whole(1, 3600)(value))
+                options.wait_s = float(argument(whole(1, 3600), value))
         elif word in ("--json", "--env", "--release", "--force", "--undo", "--wg", "-v", "-h", "--help", "--version"):
             options.flags.add(word)
         elif word.startswith("-"):
@@ -11644,20 +11890,24 @@ def command_of(options: Options) -> Command:
 
 
 def main(argv: list[str]) -> int:
+    """Exit codes: 0, what a command documents, 1 the system does not allow it, 2 the operator is wrong, 70 a defect."""
     try:
         options = parse_options(argv)
         return command_of(options).run(options)
-    except (ConfigError, Fatal, ValueError) as why:
+    except (ConfigError, Fatal) as why:
         sys.stderr.write(f"ddpd: {why}\n")
         return 2
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)              # the reader has had enough
         return 0
     except OSError as why:
-        sys.stderr.write(f"ddpd: {why.filename or ''}: {why.strerror}\n")
+        sys.stderr.write(f"ddpd: {f'{why.filename}: ' if why.filename else ''}{why.strerror or why}\n")
         return 1
     except KeyboardInterrupt:
         return 130
+    except Exception:  # noqa: BLE001 - whatever it is, it is ours
+        sys.excepthook(*sys.exc_info())
+        return DEFECT
 
 
 if __name__ == "__main__":

@@ -8,11 +8,19 @@ import pathlib
 import pytest
 from hypothesis import settings
 
+import ddpd
+
 CI = os.environ.get("CI") == "true"
 HERE = pathlib.Path(__file__).parent
 
 settings.register_profile("house", deadline=None, derandomize=CI, print_blob=True)
 settings.load_profile("house")
+
+
+@pytest.fixture(autouse=True)
+def _the_log_is_full_of_tokens() -> None:
+    """What one test has caused keeps no line of the next from being seen."""
+    ddpd.log.kinds.clear()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -25,7 +25,7 @@ Row = Iterable[object]
 # The limits that a peer can notice.  PROTOCOL.md has these, README.md has all.
 ON_THE_WIRE = {
     "MAX_DATAGRAM", "FIRST_ASK", "ASK_STEP", "MAX_SLOTS", "MAX_PENDING", "SESSION_S", "COOKIE_S",
-    "LATE_S", "SOURCE_ASKS", "REACH_GAP_S", "NUDGES", "NUDGES_A_S",
+    "LATE_S", "SOURCE_ASKS", "STALE_GAP_S", "REACH_GAP_S", "NUDGES", "NUDGES_A_S",
 }
 
 

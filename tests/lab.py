@@ -298,19 +298,15 @@ class Host:
         (self.folder / name).write_text("\n".join(lines) + "\n")
         return self.start(f"babeld -I {name}.pid -S {name}.state -c {name} {' '.join(devs)}")
 
-    def advertises(self, dev: str) -> Program:
-        """Router advertisements of whatever prefixes the interface has."""
-        if shutil.which("radvd"):
-            conf = f"{self.name}.radvd"
-            (self.folder / conf).write_text(
-                f"interface {dev} {{ AdvSendAdvert on; MinRtrAdvInterval 3; MaxRtrAdvInterval 4; "
-                "prefix ::/64 { }; };\n")
+    def advertises(self, dev: str, conf: str = "") -> Program:
+        """Router advertisements: what a radvd.conf says, or else what addresses the interface has, and for how long."""
+        if conf:
             return self.start(f"radvd --nodaemon --logmethod stderr --config {conf} "
                               f"--pidfile {conf}.pid")
         return self.start(f"dnsmasq --no-daemon --conf-file=/dev/null --port=0 --interface={dev} "
                           f"--enable-ra --ra-param={dev},4,60 "
                           f"--dhcp-leasefile={self.name}.dnsmasq "
-                          f"--dhcp-range=::,constructor:{dev},ra-only,64,1h")
+                          f"--dhcp-range=::,constructor:{dev},ra-only")
 
     # -- WireGuard ---------------------------------------------------------------------
 

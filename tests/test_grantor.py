@@ -276,13 +276,13 @@ def test_the_rate_of_all_grantees_together() -> None:
 def test_what_comes_back_by_itself_is_rated_too_and_leaves_no_timers(how: str) -> None:
     hub = Hub(HOME.replace("1h", "30d"))
     prefix, ticket = ticket_of(hub, "alice")
-    reasons = []
-    for _ in range(5):
+    had, free = 0, {"former": ddpd.GRANTEE_CHANGES.burst, "ticket": 0}[how]      # what it had before is no new lease
+    for _ in range(200):
         hub.ask("alice", releases=(0,))
-        if how == "ticket":
-            hub.grantor.forget(*hub.peer("alice").leases)
-        reasons += hub.refused("alice", want(0, prefix, ticket))
-    assert reasons == [ddpd.Reason.RATE]
+        for lease in list(hub.peer("alice").leases) if how == "ticket" else ():
+            hub.grantor.forget(lease)
+        had += not hub.refused("alice", want(0, prefix, ticket))
+    assert had == free + 4
     hub.boot += 60
     for _ in range(4000):
         hub.boot += 6

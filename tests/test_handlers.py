@@ -399,7 +399,7 @@ RAISED: list[BaseException] = [
 @pytest.mark.parametrize("name", ["before_agreement", "instead_of_pins", "after_pools"])
 def test_who_raises_refuses(why: BaseException, name: str, capfd: pytest.CaptureFixture[str]) -> None:
     hub = site(Hub(), **{name: raises(why)})
-    ddpd.log.recent.clear()
+    ddpd.log.kinds.clear()
     refusal = only(hub.ask("alice", want(0, "::/56")))
     assert refusal.reason == ddpd.Reason.SITE
     assert refusal.text == ddpd.printable(f"{name}: {type(why).__name__}")          # not what it said: that is ours
@@ -414,7 +414,7 @@ def test_the_line_is_that_of_the_sites_file(tmp_path: Path, capfd: pytest.Captur
                "def before_pools():\n    return None\n")
     hub = Hub()
     hub.grantor.site = ddpd.load_handlers(str(file))
-    ddpd.log.recent.clear()
+    ddpd.log.kinds.clear()
     hub.ask("alice", want(0))
     hub.grantor.site.pop("before_pins")
     hub.ask("alice", want(0))
@@ -432,7 +432,7 @@ def test_who_is_slow_is_logged(seconds: float, logged: bool, capfd: pytest.Captu
         return OWN
 
     hub = site(Hub(), before_pins=slow)
-    ddpd.log.recent.clear()
+    ddpd.log.kinds.clear()
     assert [str(prefix) for prefix in hub.get("alice", want(0, "::/56"))] == [OWN]
     lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("handler slow")]
     assert bool(lines) == logged

@@ -331,9 +331,9 @@ def test_after_two_crashes_what_is_known_to_have_passed_counts_and_no_more() -> 
     old = granted(1, left=500, epoch=3)
     assert restored(old, run(False, at=NOW.boot - 100)) == [3500]
     assert restored(old, run(False, at=NOW.boot - 100, boot="another")) == [3600]
-    fresh = node()
-    fresh.restore([run(False, at=NOW.boot - 3700), old], NOW)
-    fresh.woke(NOW)
+    fresh, later = node(), NOW._replace(boot=NOW.boot + 3700)
+    fresh.restore([run(False, at=NOW.boot), old], later)
+    fresh.woke(later)
     assert fresh.grantor.peers[ALICE].living() == []
 
 

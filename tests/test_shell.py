@@ -6,7 +6,7 @@ import dataclasses
 import errno
 import json
 import os
-import time
+import select
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -129,8 +129,20 @@ def test_a_missing_file_is_none_and_a_newer_one_fatal(tmp_path: Path) -> None:
     with pytest.raises(ddpd.Fatal, match="version 99"):
         store.read()
     (tmp_path / "d").mkdir()
-    with pytest.raises(ddpd.Fatal, match="cannot read"):
-        ddpd.Store(str(tmp_path / "d")).read()
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("d", "pipe"):
+        with pytest.raises(ddpd.Fatal, match="not a file"):
+            ddpd.Store(str(tmp_path / name)).read()
+
+
+def test_a_line_that_says_another_version_is_only_damaged(tmp_path: Path) -> None:
+    """Valid JSON by which every start would end."""
+    store = ddpd.Store(str(tmp_path / "l.json"))
+    store.rewrite([record(1)])
+    path = tmp_path / "l.json"
+    path.write_text(path.read_text().replace("\n]", '\n,{"kind": "file", "version": 99}\n]'))
+    found = store.read()
+    assert found is not None and next(each for _, each in found[0].values())["slot"] == record(1)["slot"]
 
 
 # ---- effects in order
@@ -252,12 +264,49 @@ def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
 def test_the_log_is_limited_by_kind(capfd: pytest.CaptureFixture[str],
                                     monkeypatch: pytest.MonkeyPatch) -> None:
     log = ddpd.Log()
-    monkeypatch.setattr(time, "monotonic", lambda: 5.0)
-    for n in range(20):
+    now = NOW
+    monkeypatch.setattr(ddpd, "clock_now", lambda: now)
+    for n in range(500):
         log.limited("drop", "drop n=%d", n)
     log.limited("other", "other 100%")
-    lines = capfd.readouterr().err.splitlines()
-    assert lines == [*(f"drop n={n}" for n in range(5)), "other 100%"]
+    burst, each_s = ddpd.LOG_LINES
+    assert capfd.readouterr().err.splitlines() == [*(f"drop n={n}" for n in range(burst)), "other 100%"]
+    for n in range(100):
+        now = NOW._replace(boot=NOW.boot + n * each_s / 10)
+        log.limited("drop", "drop n=%d", n)
+    assert len(capfd.readouterr().err.splitlines()) in (9, 10)
+
+
+def test_a_log_that_nobody_reads_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Standard error is a pipe, and whoever should read it hangs."""
+    readable, writable = os.pipe()
+    monkeypatch.setattr(os, "write", lambda _, data, write=os.write: write(writable, data))
+    log = ddpd.Log()
+    monkeypatch.setattr(select, "poll", lambda make=select.poll: Redirected(make(), writable))
+    for n in range(10_000):
+        log.info("line n=%d %s", n, "x" * 100)
+    assert log.unread > 5000
+    os.read(readable, 1 << 20)
+    log.info("at last")
+    said = os.read(readable, 1 << 20).decode().splitlines()
+    assert said[-1] == "at last" and said[-2].startswith("lost lines=")
+    log.info("y" * 10_000)
+    assert len(os.read(readable, 1 << 20)) <= ddpd.MAX_LINE
+    os.close(readable)
+    os.close(writable)
+
+
+class Redirected:
+    """A poller to which standard error is another descriptor."""
+
+    def __init__(self, poller: Any, fd: int) -> None:
+        self.poller, self.fd = poller, fd
+
+    def register(self, _: int, events: int) -> None:
+        self.poller.register(self.fd, events)
+
+    def poll(self, timeout: float) -> list[tuple[int, int]]:
+        return list(self.poller.poll(timeout))
 
 
 # ---- commands of the system
