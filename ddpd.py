@@ -4502,7 +4502,7 @@ class Keeper(Decider):
         self.by: tuple[tuple[int, str], ...] = ()                 # slots of the last ask, and what decided them
         self.restless: set[bytes] = set()                         # who is to be nudged ...
         self.delayed: dict[bytes, float] = {}                     # ... and who at this time
-        self.undo: dict[tuple[bytes, int], Lease] = {}            # by peer and slot: deprecated since the last save
+        self.undo: dict[tuple[bytes, int], list[tuple[Lease, float]]] = {}    # ended for a lease that is not written yet
         self.reviewing: Iterator[object] = iter(())
         self.reviewed = True
         self.by_kernel: tuple[Ndp, ...] = ()                      # where the kernel answers for single addresses
@@ -4685,9 +4685,11 @@ class Keeper(Decider):
         """A new lease, or an old one come back; `renew` gives it its lifetime."""
         peer, slot, now = case.peer, case.want.slot, case.now
         had = any(lease.prefix == prefix for lease in peer.leases)             # before: that is no new lease
+        self.undo[peer.key, slot] = []
         if len(case.others) >= peer.agreement.limit:
             victim = self.victim(case)
             if victim is not None:
+                self.undo[peer.key, slot].append((victim, victim.valid_until))
                 self.end(victim, now)
         if not self.stock.is_free(prefix):
             for keeper in [other for other in self.stock.overlapping(prefix) if other.state is LeaseState.FORMER]:
@@ -4731,8 +4733,8 @@ class Keeper(Decider):
         peer, lease = case.peer, case.peer.active(case.want.slot)
         if lease is not None:
             lease.by_grantee = self.agreed(peer.agreement, lease.prefix)
+            self.undo[peer.key, case.want.slot].append((lease, lease.valid_until))
             self.deprecate(lease, case.now)
-            self.undo[peer.key, case.want.slot] = lease
         old = sorted((lease for lease in peer.leases if lease.state is LeaseState.DEPRECATED),
                      key=lambda lease: lease.valid_until)
         own = [lease for lease in old if lease.by_grantee and lease.prefix.version == case.want.prefix.version]
@@ -5120,18 +5122,24 @@ class Grantor(Keeper):
         return self.out
 
     def unsaved(self, keys: Iterable[Key]) -> None:
-        """These new leases could not be written: they were not promised, and are not held."""
+        """These new leases could not be written: they were not promised, and are not held.  What they replaced is."""
         self.disk_full = True
         self.out = []
         for key in keys:
             peer = self.peers.get(public_key(key[1]))
-            for lease in peer.living() if peer else ():
-                if peer and lease.id == key:
-                    self.forget(lease)
-                    self.pay(peer, -1)
-                    old = self.undo.get((peer.key, lease.slot))
-                    if old is not None and old.state is LeaseState.DEPRECATED:         # it goes on having that
-                        self.stock.turn(old, LeaseState.ACTIVE)
+            lease = next((lease for lease in peer.living() if lease.id == key), None) if peer else None
+            if peer is None or lease is None:
+                continue
+            self.forget(lease)
+            self.pay(peer, -1)
+            for old, valid_until in self.undo.get((peer.key, lease.slot), ()):
+                if old in peer.leases and self.stock.leased.get(old.prefix) is old:
+                    self.former.pop(old.prefix, None)
+                    self.stock.turn(old, LeaseState.ACTIVE)
+                    old.valid_until = valid_until
+                    self.watch(old)
+                    self.route(old)
+        self.undo.clear()
 
     def restore(self, leases: list[Lease], now: Now) -> list[Key]:
         """From the lease file, where `valid_until` is the time left.  Of two that overlap the newer one is true."""
@@ -7734,6 +7742,7 @@ def held_rows(grantee: Grantee, now: Now) -> list[dict[str, Any]]:
 def grantor_row(grantee: Grantee) -> dict[str, Any]:
     ways = [f"IPv{version} {thing_reach(reach)}" for version, reach in sorted(grantee.reaches.items())]
     return {"name": grantee.contact.name, "state": grantee.state.value, "at": str(grantee.aim() or ""),
+            "addresses": [host for host, _ in grantee.contact.addresses],
             "interface": grantee.way.reach.dev if grantee.way else "", "default": ways,
             "tunnel": grantee.interface.dev if grantee.interface and grantee.held else "",
             "trip_ms": None if grantee.trip_s == inf else round(1000 * grantee.trip_s, 1),
@@ -10888,6 +10897,7 @@ class Daemon(Installer):
         if self.store.save({save.key: save.record for save in saves}, now):
             if not self.marked and any(save.key[0] == "granted" for save in saves):
                 self.mark_granted()
+            self.node.grantor.undo.clear()
             return set()
         lost = {save.key for save in saves if save.promise}
         self.node.grantor.unsaved(lost)

@@ -940,3 +940,32 @@ def test_a_full_disk_renews_what_a_new_pin_should_replace() -> None:
     hub.configure(HOME + grantee("alice", f"pin = {lease._replace(first=lease.first ^ 1 << 72)}"), [])
     hub.grantor.disk_full = True
     assert hub.get("alice", want(0, str(lease))) == [lease]
+
+
+# ---- what cannot be written
+
+@pytest.mark.parametrize("want_", ["another length", "another slot at the limit"])
+def test_what_cannot_be_written_takes_nothing_from_who_has(want_: str) -> None:
+    hub = Hub()
+    first = hub.get("alice", want(0, "::/56"))
+    before = [(lease.prefix, lease.slot, lease.state, lease.valid_until) for lease in hub.peer("alice").leases]
+    hub.ask("alice", want(0, "::/60") if want_ == "another length" else want(1, "::/56"))
+    new = next(lease for lease in hub.peer("alice").living() if lease.prefix not in first
+               and lease.state is ddpd.LeaseState.ACTIVE)
+    hub.grantor.unsaved([new.id])
+    assert [(lease.prefix, lease.slot, lease.state, lease.valid_until) for lease in hub.peer("alice").leases] == before
+    assert hub.grantor.former == {} and hub.grantor.stock.living["home"] == 1
+    assert hub.refused("alice", want(1, "::/60")) == [ddpd.Reason.DISK]
+    assert hub.get("alice", want(0, "::/56")) == first
+
+
+def test_what_is_written_is_not_undone_later() -> None:
+    hub = Hub()
+    hub.get("alice", want(0, "::/56"))
+    hub.ask("alice", want(0, "::/60"))
+    hub.grantor.undo.clear()                                      # as the shell does, once it is on disk
+    hub.ask("alice", want(0, "::/61"))
+    new = next(lease for lease in hub.peer("alice").living() if lease.prefix.length == 61)
+    hub.grantor.unsaved([new.id])
+    assert [lease.prefix.length for lease in hub.peer("alice").leases
+            if lease.state is ddpd.LeaseState.ACTIVE] == [60]

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import select
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -441,3 +442,56 @@ def test_an_address_of_ours_that_could_not_be_refreshed_stays_ours(installer: In
     kernel.broken, kernel.lines = "nothing", []
     daemon.install(NOW)
     assert len(kernel.lines) == 1 and daemon.node.made
+
+
+# ---- what the system does not have
+
+def test_a_kernel_without_ipv6_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+                                           capfd: pytest.CaptureFixture[str]) -> None:
+    def without(family: int = -1, *rest: Any, make: Any = socket.socket, **more: Any) -> socket.socket:
+        if family == socket.AF_INET6:
+            raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
+        made: socket.socket = make(family, *rest, **more)
+        return made
+    config = tmp_path / "conf"
+    config.write_text(f"[ddpd]\nkey = {tmp_path}/key\nleases = {tmp_path}/l\ncontrol = {tmp_path}/s\n")
+    monkeypatch.setattr(socket, "socket", without)
+    assert ddpd.main(["-c", str(config)]) == 2
+    said = capfd.readouterr().err.splitlines()
+    assert [line for line in said if "made key" not in line] == [said[-1]] and "this kernel has no IPv6" in said[-1]
+
+
+# ---- levels
+
+@pytest.mark.parametrize(("environment", "out", "err"), [
+    ({}, [], ["calm", "odd", "bad"]),
+    ({"DDPD_LOG": "split"}, ["calm"], ["odd", "bad"]),
+    ({"JOURNAL_STREAM": "ours"}, [], ["<6>calm", "<4>odd", "<3>bad"]),
+    ({"JOURNAL_STREAM": "8:12345"}, [], ["calm", "odd", "bad"]),
+])
+def test_each_line_has_a_level(environment: dict[str, str], out: list[str], err: list[str],
+                               monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """As the journal reads it, and procd, which knows the two streams only."""
+    for name in ("DDPD_LOG", "JOURNAL_STREAM"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, ddpd.Log.stream_of(2) if value == "ours" else value)
+    log = ddpd.Log()
+    log.info("calm")
+    log.debug("nothing")
+    log.warning("odd")
+    log.error("bad")
+    said = capfd.readouterr()
+    assert (said.out.splitlines(), said.err.splitlines()) == (out, err)
+
+
+# ---- hooks that the kernel does not run
+
+@pytest.mark.parametrize(("text", "says"), [
+    ("#!/bin/sh\r\nexit\r\n", "CR LF"), ("exit\n", "#!"), ("#!/nowhere/sh\nexit\n", "/nowhere/sh"), ("", "#!"),
+    ("#!/bin/sh\nexit\n", ""), ("#! /usr/bin/env python3\n", ""), ("\x7fELF", "")])
+def test_flaws_in_scripts(text: str, says: str, tmp_path: Path) -> None:
+    program = tmp_path / "hook"
+    program.write_bytes(text.encode())
+    found = ddpd.flaw_in_script(str(program))
+    assert says in found and bool(says) == bool(found)
