@@ -3685,8 +3685,7 @@ class Peer:
     run_heard: float = -inf
     stale_stamp: int = -1                # the largest that was answered STALE
     reached_at: float = -inf             # when it was last decided anew how it is reached
-    changes: Pace = field(default_factory=lambda: Pace(GRANTEE_CHANGES))       # writes that it causes, but new leases
-    told: Pace = field(default_factory=lambda: Pace(GRANTEE_LINES))            # lines of the log that it causes
+    paces: dict[Rate, Pace] | None = None                        # of what it causes; most peers cause nothing
     full_at: float = -inf                # when its bucket is full of new leases again
     ss: bytes = b""                      # dh(our static, theirs): the same in every handshake
     live: Session | None = None
@@ -3699,6 +3698,11 @@ class Peer:
     nudge_at: float = -inf               # ... and when the next is due
     revoked_at: float = -inf             # when all that it had was taken back
     glass: Glass | None = None
+
+    def pace(self, rate: Rate) -> Pace:
+        """Its bucket of this kind."""
+        self.paces = self.paces or {}
+        return self.paces.setdefault(rate, Pace(rate))
 
     def living(self) -> list[Lease]:
         return [lease for lease in self.leases if lease.living]
@@ -4198,7 +4202,7 @@ class Decider:
         """Something new: so many at once, and so many in a time."""
         if not case.is_new:
             return None
-        if self.is_had_again(case) and case.peer.changes.has(case.now):
+        if self.is_had_again(case) and case.peer.pace(GRANTEE_CHANGES).has(case.now):
             return None
         waits = [(wait_for(case.peer.agreement.rate, case.peer.full_at, case.now), "")]
         if self.config.rate is not None:
@@ -4703,7 +4707,7 @@ class Keeper(Decider):
         for lease in [lease for lease in peer.living() if lease.prefix.overlaps(prefix)]:
             self.end(lease, now)                                  # no two that live overlap, whoever has them
         peer.full_at, self.full_at = max(peer.full_at, now.boot), max(self.full_at, now.boot)
-        if not had or not peer.changes.take(now):
+        if not had or not peer.pace(GRANTEE_CHANGES).take(now):
             self.pay(peer, 1)
         lease = Lease(peer.key, slot, prefix, LeaseState.ACTIVE, 0.0, now.boot, promised=promised, since=since, by=by)
         peer.leases.append(lease)
@@ -4953,7 +4957,7 @@ class Grantor(Keeper):
         if ask.run == peer.rival and now.boot - peer.run_heard < longest:
             return True
         if ask.run == peer.before and ask.stamp > peer.stamp:
-            if peer.told.take(now):
+            if peer.pace(GRANTEE_LINES).take(now):
                 self.out.append(Note(f"clone grantee={peer.agreement.name} key={short(peer.key)} (two machines)"))
             peer.rival = peer.run
         peer.before, peer.run, peer.run_heard = peer.run, ask.run, now.boot
@@ -4985,7 +4989,7 @@ class Grantor(Keeper):
             if isinstance(verdict.outcome, Refusal):
                 refusals.append(verdict.outcome)
                 reason, text = reason_name(verdict.outcome.reason), verdict.outcome.text
-                if peer.told.take(now):
+                if peer.pace(GRANTEE_LINES).take(now):
                     self.out.append(Note(f"refused grantee={peer.agreement.name} slot={want.slot} "
                                          f"want=/{case.want.prefix.length} reason={reason} why=\"{text}\""))
             else:
@@ -5010,7 +5014,7 @@ class Grantor(Keeper):
         seen = (path.host, path.info, ask.source, self.links)
         same = peer.seen == seen
         is_soon = now.boot - peer.reached_at < REACH_GAP_S
-        if not same and peer.seen and (is_soon or not peer.changes.take(now)):
+        if not same and peer.seen and (is_soon or not peer.pace(GRANTEE_CHANGES).take(now)):
             same, seen = True, peer.seen                          # it is nudged, and then looked at again
             self.delayed[peer.key] = (peer.reached_at if is_soon else now.boot) + REACH_GAP_S
         elif not same:
