@@ -120,6 +120,7 @@ CHILD_S:        Final = 5              # seconds that a command may run
 HOOK_S:         Final = 30             # seconds that a hook may run
 STOP_S:         Final = 2              # ... that those have that are told of the end
 RELEASE_S:      Final = 1.5            # ... until what is given back at the end is forgotten unanswered (netifd: 5)
+RELEASE_UNKNOWN_S: Final = 0.3         # ... the same, where nobody has ever answered, or cannot be asked
 STATUS_S:       Final = 5              # between two status files
 RETRY_STATUS_S: Final = 60             # ... after one that could not be written
 MAX_CONTROLS:   Final = 16             # control connections at once
@@ -4506,7 +4507,7 @@ class Keeper(Decider):
         self.by: tuple[tuple[int, str], ...] = ()                 # slots of the last ask, and what decided them
         self.restless: set[bytes] = set()                         # who is to be nudged ...
         self.delayed: dict[bytes, float] = {}                     # ... and who at this time
-        self.undo: dict[tuple[bytes, int], list[tuple[Lease, float]]] = {}    # ended for a lease that is not written yet
+        self.undo: dict[tuple[bytes, int], list[tuple[Lease, float]]] = {}    # ended for what is not written yet
         self.reviewing: Iterator[object] = iter(())
         self.reviewed = True
         self.by_kernel: tuple[Ndp, ...] = ()                      # where the kernel answers for single addresses
@@ -5421,6 +5422,7 @@ class Grantee:
         self.began = -inf                                         # when the first lease of another boot was deprecated
         self.answers = 0                                          # applied so far
         self.status = ""                                          # of the last
+        self.unsent = ""                                          # why the last ask could not be sent
         self.told: dict[str, Any] = {}                            # options, as the grantor says them
         self.changes, self.saves = Pace(GRANTOR_CHANGES), Pace(GRANTOR_SAVES)
         self.hooks, self.nudges, self.lines = Pace(GRANTOR_HOOKS), Pace(GRANTOR_NUDGES), Pace(GRANTOR_LINES)
@@ -5929,7 +5931,8 @@ class Grantee:
         self.patience_s = min(self.patience_s * 2, self.longest_s)
         if silent:
             place = self.place() or "(no address found yet)"
-            effects += [Note(f"silent grantor={self.contact.name} at={place} state={self.state.value}"),
+            why = f" why=\"not asked: {self.unsent}\"" if self.unsent else ""
+            effects += [Note(f"silent grantor={self.contact.name} at={place} state={self.state.value}{why}"),
                         Hook(self.contact.name, "silent")]
         return [*effects, Call(self.contact.name)] if self.place() is not None else effects
 
@@ -8140,7 +8143,8 @@ def environment_of(grantee: Grantee, event: str, now: Now) -> dict[str, str]:
                                 for held in grantee.held for thing in grantee.lan_things(held))}
     dev, via = (grantee.way.reach.dev, grantee.way.reach.via or asked_at(grantee)) if grantee.way else ("", "")
     found = {"EVENT": event, "GRANTOR": grantee.contact.name, "STATE": grantee.state.value, **rows,
-             "INTERFACE": dev, "GATEWAY": via, "SERVER": asked_at(grantee), "ANSWERS": str(grantee.answers)}
+             "INTERFACE": dev, "GATEWAY": via, "SERVER": asked_at(grantee), "ANSWERS": str(grantee.answers),
+             "UNSENT": grantee.unsent}
     for name, value in options_shown(grantee.options).items():
         found[name.upper()] = " ".join(value) if isinstance(value, list) else str(value)
     found["REFUSED"] = " ".join(f"{row['slot']},{row['reason']}" for row in refused_rows(grantee))
@@ -9802,8 +9806,10 @@ class Talker:
             dialled = self.network.dial(effect.grantor, place, source, self.kernel.links.index(way.reach.dev))
             dialled.unanswered += 1
             dialled.sock.send(self.node.compose(effect.grantor, dialled.source, now))
+            self.node.grantees[effect.grantor].unsent = ""
             log.debug("asked grantor=%s at=%s from=%s", effect.grantor, place, dialled.source)
         except OSError as why:
+            self.node.grantees[effect.grantor].unsent = str(why.strerror)
             log.limited("call", "cannot ask grantor=%s at=%s why=\"%s\"", effect.grantor, place, why.strerror)
 
     def look_up(self, effect: Lookup, _: Now) -> None:
@@ -11228,11 +11234,15 @@ class Daemon(Installer):
         return []
 
     def told_to_end(self, now: Now) -> list[Effect]:
-        """At once, if told twice.  Who holds nothing may have been granted something just now."""
-        self.leave_at = -inf if self.stopping else now.boot + RELEASE_S
+        """At once, if told twice.  Who holds nothing may have been granted something just now.
+
+        Where nobody has ever answered, or nothing can be sent, nothing is waited for, but an answer on its way.
+        """
+        giving = [grantee for grantee in self.node.grantees.values() if grantee.contact.release]
+        is_known = any((grantee.answers or grantee.held) and not grantee.unsent for grantee in giving)
+        self.leave_at = -inf if self.stopping else now.boot + (RELEASE_S if is_known else RELEASE_UNKNOWN_S)
         self.stopping = True
-        giving = [name for name, grantee in self.node.grantees.items() if grantee.contact.release]
-        return [effect for name in giving for effect in self.node.operate(Event.RELEASE, name, now)]
+        return [effect for grantee in giving for effect in self.node.operate(Event.RELEASE, grantee.contact.name, now)]
 
     # -- reload: read in slices, then taken over at once -----------------------------------
 

@@ -8,6 +8,7 @@
 /* What the protocol's scripts tell netifd. */
 const errors = {
 	NO_GRANTOR: _('Nobody answers at the grantor’s address.'),
+	NOT_ASKED: _('The grantor cannot be asked from here yet.'),
 	UNKNOWN_KEY: _('Nobody has answered at the grantor’s address yet. A grantor answers no key that it does not know: enter our public key there.'),
 	REFUSED: _('The grantor refuses; the system log says why.'),
 	NO_NAME: _('The grantor’s name cannot be resolved.'),

@@ -158,12 +158,13 @@ ddpd_end_orphan() {
 	done
 }
 
-# A daemon that has ended by itself within a minute is started after 4 s, then 8 s, and so on.
+# A daemon that has ended by itself is started at once; one that did so twice within a minute after 4 s, then 8 s,
+# and so on.
 ddpd_back_off() {
 	local failed
 	failed="$(cat "$DDPD_RUN/if-$1.failed" 2>/dev/null)"
 	case "$failed" in
-		'')      ;;
+		'' | 0)  ;;
 		[1-4])   sleep $((2 << failed)) ;;
 		*)       sleep 60 ;;
 	esac
@@ -175,7 +176,11 @@ ddpd_has_failed() {
 	now="$(cut -d . -f 1 /proc/uptime)"
 	began="$(cat "$DDPD_RUN/if-$1.started" 2>/dev/null)"
 	[ "$((now - ${began:-0}))" -lt 60 ] || rm -f "$failed"
-	echo "$(($(cat "$failed" 2>/dev/null) + 1))" > "$failed"
+	if [ -e "$failed" ]; then
+		echo "$(($(cat "$failed") + 1))" > "$failed"
+	else
+		echo 0 > "$failed"
+	fi
 }
 
 proto_ddpd_setup() {
