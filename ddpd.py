@@ -10187,7 +10187,8 @@ class Hooks:
         """In a session of its own, so that what it has started can be killed too; what it says goes to the log."""
         self.told[contact.name, contact.hook_style] = call
         try:
-            self.running = subprocess.Popen([contact.hook, *call[0]], stdin=subprocess.DEVNULL, stdout=2, stderr=2,
+            self.running = subprocess.Popen([contact.hook, *call[0]], stdin=subprocess.DEVNULL,
+                                            stdout=1 if log.is_split else 2, stderr=2,
                                             start_new_session=True, env={**os.environ, **call[1]})
             self.command, self.kill_at = " ".join([contact.hook, *call[0]]), now.boot + HOOK_S
         except OSError as why:
