@@ -24,8 +24,9 @@ Row = Iterable[object]
 
 # The limits that a peer can notice.  PROTOCOL.md has these, README.md has all.
 ON_THE_WIRE = {
-    "MAX_DATAGRAM", "FIRST_ASK", "ASK_STEP", "MAX_SLOTS", "MAX_PENDING", "SESSION_S", "COOKIE_S",
-    "LATE_S", "SOURCE_ASKS", "STALE_GAP_S", "REACH_GAP_S", "NUDGES", "NUDGES_A_S",
+    "MAX_DATAGRAM", "FIRST_ASK", "ASK_STEP", "MAX_TEXT", "MAX_SLOTS", "MAX_PENDING", "SESSION_S", "COOKIE_S",
+    "LATE_S", "MAX_AGAIN_S", "GIVE_BACK_S", "SAME_PORT_ASKS", "SOURCE_ASKS", "STALE_GAP_S", "REACH_GAP_S",
+    "NUDGES", "NUDGE_GAP_S", "NUDGES_A_S", "LINGER_S",
 }
 
 

@@ -19,7 +19,7 @@ LEASE = ipaddress.ip_network("2001:db8:42:1200::/56")
 
 
 def example() -> dict[str, bytes]:
-    text = (ROOT / "PROTOCOL.md").read_text().split("## 11 A worked example")[1]
+    text = (ROOT / "PROTOCOL.md").read_text().split("## 13 A worked example")[1]
     rows = re.findall(r"(?m)^    ([a-z0-9.]+) +([0-9a-f]+(?:\n {21}[0-9a-f]+)*)$", text)
     return {name: bytes.fromhex(value) for name, value in rows}
 
