@@ -301,6 +301,33 @@ def flipped(datagram: bytes, at: int) -> bytes:
     return datagram[:at] + bytes([datagram[at] ^ 1]) + datagram[at + 1:]
 
 
+NAME_HASH = hashed(b"Noise_IK_25519_ChaChaPoly_BLAKE2s")
+LOW_ORDER = {"0": bytes(32), "1": b"\1" + bytes(31), "p - 1": b"\xec" + b"\xff" * 30 + b"\x7f", "of order 8":
+             bytes.fromhex("e0eb7a7c3b41b8ae1656e3faf19fc46ada098deb9c32b1fd866205165f49b800")}
+
+
+def low_order_ask(point: bytes, header: bytes, message: bytes) -> bytes:
+    """All of it is right, for whoever takes the result of 32 zero bytes."""
+    h = NAME_HASH
+    for data in (b"ddpd" + header, GRANTOR_KEY, point):
+        h = hashed(h + data)
+    ck, k = hkdf(NAME_HASH, bytes(32))
+    static = seal(k, 0, h, GRANTEE_KEY)
+    ck, k = hkdf(ck, dh(GRANTEE, GRANTOR_KEY))
+    body = header + point + static + seal(k, 0, hashed(h + static), message)
+    return body + peer.mac(hashed(b"ddpd mac1" + GRANTOR_KEY), body) + bytes(16)
+
+
+def low_order_answer(point: bytes, ask: bytes, message: bytes) -> bytes:
+    h = NAME_HASH
+    for data in (b"ddpd" + ask[:8], GRANTOR_KEY, ask[8:40], ask[40:88], ask[88:-32], point):
+        h = hashed(h + data)
+    ck, k = NAME_HASH, b""
+    for shared in (dh(GRANTOR, ask[8:40]), dh(GRANTOR, GRANTEE_KEY), bytes(32), bytes(32)):
+        ck, k = hkdf(ck, shared)
+    return bytes([peer.FIRST_ANSWER, peer.VERSION, 0, 0]) + ask[4:8] + point + seal(k, 0, h, message)
+
+
 def sealed_last(session: Session, message: bytes) -> bytes:
     """With the counter that is never used; `noiseprotocol` refuses it."""
     header = bytes([peer.SEALED, peer.VERSION, 0, 0]) + session.id + u64(LAST)
@@ -317,6 +344,7 @@ BAD_ASKS = {
     "run of 9 bytes": LEAST[:11] + tlv(2, bytes(9)), "source of 5 bytes": LEAST + tlv(3, bytes(5)),
     "source twice": LEAST + 2 * tlv(3, bytes(4)), "host name, empty": LEAST + tlv(4, b""),
     "host name with _": LEAST + tlv(4, b"a_b"), "host name with two dots": LEAST + tlv(4, b"a..b"),
+    "host name that ends in a dot": LEAST + tlv(4, b"a."),
     "host name, a label of 64": LEAST + tlv(4, b"a" * 64),
     "host name of 254": LEAST + tlv(4, b".".join([b"a" * 50] * 4 + [b"a" * 50])),
     "want of 2 bytes": LEAST + tlv(5, b"\0\6"), "want, family 5": LEAST + tlv(5, b"\0\5\70"),
@@ -369,9 +397,8 @@ def dropped_by_grantor(talk: Talk) -> Iterator[tuple[str, bytes]]:
     yield "s changed, mac1 right", talk.first(good, mangle=lambda d: flipped(d, 40))
     yield "message changed, mac1 right", talk.first(good, mangle=lambda d: flipped(d, 88))
     yield "tag changed, mac1 right", talk.first(good, mangle=lambda d: flipped(d, -1))
-    for name, point in (("0", bytes(32)), ("1", b"\1" + bytes(31)), ("p - 1", b"\xec" + b"\xff" * 30 + b"\x7f"),
-                        ("order 8", bytes.fromhex("e0eb7a7c3b41b8ae1656e3faf19fc46ada098deb9c32b1fd866205165f49b800"))):
-        yield f"e is the point {name}", talk.first(good, mangle=lambda d, at=point: d[:8] + at + d[40:])
+    yield from ((f"e is the point {name}", low_order_ask(point, bytes([1, 1, 0, 0, 9, 9, 9, 9]), good))
+                for name, point in LOW_ORDER.items())
     yield "a stranger", GranteePeer(STRANGER, GRANTOR_KEY).frame(good, ask_id=bytes(4), ephemeral=E)
     yield "for another grantor", GranteePeer(GRANTEE, peer.public_of(STRANGER)).frame(
         good, ask_id=bytes(4), ephemeral=E)
@@ -405,7 +432,8 @@ def dropped_by_grantee(talk: Talk, under_way: bytes) -> Iterator[tuple[str, byte
     yield "answer: version 2", answer[:1] + b"\2" + answer[2:]
     yield "answer: reserved byte", flipped(answer, 3)
     yield "answer: e changed", flipped(answer, 8)
-    yield "answer: e is the point 0", answer[:8] + bytes(32) + answer[40:]
+    yield from ((f"answer: e is the point {name}", low_order_answer(point, under_way, good))
+                for name, point in LOW_ORDER.items())
     yield "answer: message changed", flipped(answer, 40)
     yield "answer: tag changed", flipped(answer, -1)
     yield "answer, cut", answer[:-1]

@@ -39,19 +39,23 @@ VERSION = 1
 FIRST_ASK, FIRST_ANSWER, COOKIE, SEALED = 1, 2, 3, 4         # the first byte of a datagram
 ASK, ANSWER, NUDGE = 1, 2, 3                                 # the first byte of a message
 OK, STALE, INVALID, UNSUPPORTED = range(4)                   # ANSWER, status
-(NO_POOL, LENGTH, FULL, LIMIT, RATE, RECOVERING, CLONE, DISK, REVOKED, ENDED) = range(1, 11)
+(NO_POOL, LENGTH, FULL, LIMIT, RATE, RECOVERING, CLONE, DISK, REVOKED, ENDED, SITE) = range(1, 12)
 
 STAMP, RUN, FROM, HOSTNAME, WANT, RELEASE = range(1, 7)      # TLVs of an ASK
 STATUS, SPOKEN, GRANT, REFUSAL, TIMES = range(16, 21)        # TLVs of an ANSWER
 NEED, UNKNOWN, WHY = 22, 23, 24
 DNS, SEARCH, NTP, MTU = 32, 33, 34, 35
 WG_KEY, WG_ENDPOINT, WG_ALLOWED, WG_KEEPALIVE = 40, 41, 42, 43
+CRITICAL = 128                                               # types below have to be known, others may be skipped
 
 ASK_FRAME = 8 + 32 + 48 + 16 + 16 + 16       # what a first ask adds to its message
 ANSWER_FRAME = 8 + 32 + 16
 SEALED_FRAME = 20 + 16
+SHORTEST = {FIRST_ASK: ASK_FRAME, FIRST_ANSWER: ANSWER_FRAME, COOKIE: 52, SEALED: SEALED_FRAME}
 FIRST_LEN, STEP_LEN, MAX_LEN = 512, 128, 1232
 FOR_EVER = 0xFFFFFFFF
+MAX_SLOTS = 16
+LAST_COUNTER = 2**64 - 1                     # is never used
 
 
 class Wrong(Exception):  # noqa: N818 - a verdict on what arrived
@@ -104,6 +108,8 @@ class Grant:
     def decode(cls, value: bytes) -> Grant:
         check(len(value) in (36, 48), "grant: length")
         slot, family, prefixlen, flags, preferred, valid = struct.unpack("!BBBBII", value[:12])
+        check(flags <= 1, "grant: flags")
+        check(preferred <= valid, "grant: preferred above valid")
         prefix = network(family, prefixlen, value[32:])
         return cls(slot, prefix, preferred, valid, value[12:32], flags)
 
@@ -120,10 +126,9 @@ class Refusal:
 
     @classmethod
     def decode(cls, value: bytes) -> Refusal:
-        check(6 <= len(value) <= 206, "refusal: length")
-        check(all(32 <= byte < 127 for byte in value[6:]), "refusal: not printable")
+        check(len(value) >= 6, "refusal: length")
         slot, reason, again = struct.unpack("!BBI", value[:6])
-        return cls(slot, reason, again, value[6:].decode())
+        return cls(slot, reason, again, text(value[6:]))
 
 
 @dataclass(frozen=True)
@@ -142,6 +147,19 @@ class Ask:
     id: bytes = b""                       # of a first ask
     connection: NoiseConnection | None = None
     session: Session | None = None        # of a sealed one
+
+    @property
+    def verdict(self) -> tuple[int, bytes]:
+        """Status, and what the ANSWER says of it: unknown types first, then how many slots, then slots named twice."""
+        unknown = [given for given, _ in self.tlvs if given < CRITICAL and not STAMP <= given <= RELEASE]
+        slots = [want.slot for want in self.wants] + self.releases
+        if unknown:
+            return UNSUPPORTED, tlv(UNKNOWN, bytes(unknown[:1]))
+        if len(slots) > MAX_SLOTS:
+            return INVALID, tlv(WHY, b"more than 16 slots")
+        if len(set(slots)) < len(slots):
+            return INVALID, tlv(WHY, b"a slot is named twice")
+        return OK, b""
 
 
 @dataclass(frozen=True)
@@ -172,6 +190,42 @@ def network(family: int, prefixlen: int, packed: bytes) -> Network:
         return ipaddress.ip_network((packed, prefixlen))
     except ValueError as error:
         raise Wrong(str(error)) from None
+
+
+def text(value: bytes) -> str:
+    check(len(value) <= 200 and all(32 <= byte < 127 for byte in value), "text: too long, or not printable")
+    return value.decode("ascii")
+
+
+LETTERS = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-")
+
+
+def name(value: bytes) -> str:
+    check(len(value) <= 253, "name: too long")
+    check(all(1 <= len(label) <= 63 and LETTERS.issuperset(label) for label in value.split(b".")), "name: label")
+    return value.decode("ascii")
+
+
+def sized(*sizes: int) -> Callable[[bytes], object]:
+    return lambda value: check(len(value) in sizes, "length")
+
+
+# Options: is it given once, and what its value has to be.
+OPTIONS: dict[int, tuple[bool, Callable[[bytes], object]]] = {
+    DNS: (False, lambda value: check(len(value) % 16 == 0, "addresses: length")), SEARCH: (False, name),
+    NTP: (False, lambda value: check(len(value) % 16 == 0, "addresses: length")), MTU: (True, sized(2)),
+    WG_KEY: (True, sized(32)), WG_ENDPOINT: (True, text), WG_KEEPALIVE: (True, sized(2)),
+    WG_ALLOWED: (False, lambda value: network(*divmod(int.from_bytes(value[:2], "big"), 256), value[2:])),
+}
+
+
+def looked_at(datagram: bytes) -> int:
+    """Its kind, if it is one and has a size that this kind may have."""
+    check(len(datagram) <= MAX_LEN, "too long")
+    check(datagram[:1] and datagram[0] in SHORTEST, "unknown kind")
+    check(datagram[1:4] == bytes([VERSION, 0, 0]), "another version, or a reserved byte")
+    check(len(datagram) >= SHORTEST[datagram[0]], "too short")
+    return datagram[0]
 
 
 def tlv(number: int, value: bytes) -> bytes:
@@ -273,7 +327,7 @@ class Session:
         check(datagram[:4] == bytes([SEALED, VERSION, 0, 0]), "not a sealed datagram")
         check(datagram[4:12] == self.id, "another session")
         counter = int.from_bytes(datagram[12:20], "big")
-        check(counter > self.last, "counter used before")
+        check(self.last < counter < LAST_COUNTER, "counter used before, or never to be used")
         self.receiving.set_nonce(counter)
         try:
             message = bytes(self.receiving.decrypt_with_ad(datagram[:20], datagram[20:]))
@@ -359,11 +413,11 @@ class GranteePeer:
 
     def read_answer(self, datagram: bytes) -> Answer:
         """The answer to a first ask, or a sealed one; a handshake's answer opens a session."""
-        check(len(datagram) <= MAX_LEN, "too long")
-        if datagram[0] == SEALED:
+        kind = looked_at(datagram)
+        if kind == SEALED:
             session = got(self.sessions.get(datagram[4:12]), "no such session")
             return read_answer(session.open(datagram), len(datagram), session)
-        check(datagram[:4] == bytes([FIRST_ANSWER, VERSION, 0, 0]), "not an answer")
+        check(kind == FIRST_ANSWER, "not an answer")
         begun = got(self.begun.get(datagram[4:8]), "no such ask")
         noise, _ = self.begin(begun)
         message = read_noise(noise, datagram[8:])
@@ -374,8 +428,7 @@ class GranteePeer:
         return answer
 
     def read_cookie(self, datagram: bytes) -> bytes:
-        check(datagram[:4] == bytes([COOKIE, VERSION, 0, 0]), "not a cookie")
-        check(len(datagram) == 52, "cookie: length")
+        check(looked_at(datagram) == COOKIE, "not a cookie")
         begun = got(self.begun.get(datagram[4:8]), "no such ask")
         key = ChaCha20Poly1305(derived(b"ddpd cookie", self.grantor))
         try:
@@ -383,9 +436,22 @@ class GranteePeer:
         except InvalidTag:
             raise Wrong("cookie does not authenticate") from None
 
+    def read(self, datagram: bytes) -> Answer | bytes | None:
+        """Whatever a grantor may send: an answer, a cookie, or a nudge (None)."""
+        kind = looked_at(datagram)
+        if kind == COOKIE:
+            return self.read_cookie(datagram)
+        if kind != SEALED:
+            return self.read_answer(datagram)
+        session = got(self.sessions.get(datagram[4:12]), "no such session")
+        message = session.open(datagram)
+        if message[:1] != bytes([NUDGE]):
+            return read_answer(message, len(datagram), session)
+        read_tlvs(message)                                        # one with TLVs is as one without
+        return None
+
     def read_nudge(self, datagram: bytes) -> None:
-        message = got(self.sessions.get(datagram[4:12]), "no such session").open(datagram)
-        check(message[0] == NUDGE and not any(message[1:]), "not a nudge")
+        check(self.read(datagram) is None, "not a nudge")
 
 
 FRAMING = {"length", "cookie", "version", "reserved", "ask_id", "ephemeral", "mac1", "mac2",
@@ -398,6 +464,11 @@ def read_answer(message: bytes, length: int, session: Session) -> Answer:
     known = {STAMP, *range(STATUS, TIMES + 1), NEED, UNKNOWN, WHY}
     options: dict[int, list[bytes]] = {}
     for given, value in tlvs:
+        if given in OPTIONS:
+            once, right = OPTIONS[given]
+            right(value)
+            check(not once or given not in options, f"TLV {given} twice")
+        check(given in known or given in OPTIONS or given >= CRITICAL, f"unknown TLV {given}")
         if given not in known:
             options.setdefault(given, []).append(value)
     times = single(tlvs, TIMES, 8)
@@ -410,7 +481,7 @@ def read_answer(message: bytes, length: int, session: Session) -> Answer:
         refusals=[Refusal.decode(value) for given, value in tlvs if given == REFUSAL],
         times=None if times is None else struct.unpack("!II", times),
         need=number(tlvs, NEED, 2), unsupported=number(tlvs, UNKNOWN, 1),
-        why=None if why is None else why.decode("ascii"),
+        why=None if why is None else text(why),
         options=options, length=length, session=session)
 
 
@@ -427,11 +498,11 @@ class GrantorPeer:
 
     def read_ask(self, datagram: bytes, *, ephemeral: bytes | None = None) -> Ask:
         """A first ask or a sealed one; `ephemeral` is for the answer."""
-        check(len(datagram) <= MAX_LEN, "too long")
-        if datagram[0] == SEALED:
+        kind = looked_at(datagram)
+        if kind == SEALED:
             session = got(self.sessions.get(datagram[4:12]), "no such session")
             return read_ask(session.open(datagram), len(datagram), session.grantee, session=session)
-        check(datagram[:4] == bytes([FIRST_ASK, VERSION, 0, 0]), "not an ask")
+        check(kind == FIRST_ASK, "not an ask")
         check(mac(derived(b"ddpd mac1", self.public), datagram[:-32]) == datagram[-32:-16], "mac1")
         noise = connect(b"ddpd" + datagram[:8], self.private, ephemeral or os.urandom(32), None)
         message = read_noise(noise, datagram[8:-32])
@@ -491,7 +562,7 @@ def read_ask(message: bytes, length: int, grantee: bytes, *, ask_id: bytes = b""
         wants=[read_want(value) for given, value in tlvs if given == WANT],
         releases=[value[0] for value in releases],
         source=None if source is None else ipaddress.ip_address(source),
-        hostname=None if hostname is None else hostname.decode("ascii"), tlvs=tlvs, grantee=grantee,
+        hostname=None if hostname is None else name(hostname), tlvs=tlvs, grantee=grantee,
         length=length, id=ask_id, connection=connection, session=session)
 
 
@@ -501,7 +572,7 @@ def read_want(value: bytes) -> Want:
     size = 4 if family == 4 else 16
     check(len(value) in (3, 3 + size, 3 + size + 20), "want: length")
     address = value[3:3 + size] or bytes(size)
-    return Want(slot, str(network(family, prefixlen, address)), len(value) > 3, value[3 + size:])
+    return Want(slot, str(network(family, prefixlen, address)), any(address), value[3 + size:])
 
 
 # ---- UDP ----

@@ -139,7 +139,41 @@ def test_a_replayed_first_ask_is_stale_and_its_sealed_repetition_is_not(scene: G
     assert answer.preferred(0).prefix == grant.prefix
     assert before is not scene.alice.session
     scene.wire.say(first)
-    assert scene.wire.silent()                                    # one STALE a second
+    assert scene.wire.hear()[0] == peer.COOKIE                    # one STALE a second
+
+
+def test_who_shows_where_it_is_gets_its_stale_while_an_ask_is_replayed(scene: Granting) -> None:
+    first = scene.alice.ask([ANY_56])
+    grant = scene.told(first).preferred(0)
+    scene.daemon.stop()
+    scene.daemon.start()
+    assert scene.told(first).status == peer.STALE
+    scene.wire.say(first)
+    replayed = scene.wire.hear()
+    assert replayed[0] == peer.COOKIE
+    again = scene.alice.ask([held(grant)])                        # a higher stamp than any that was told so
+    assert scene.told(again).status == peer.STALE
+    lower = scene.alice.stamp - 1
+    scene.wire.say(scene.alice.ask([held(grant)], stamp=lower))
+    cookie = scene.alice.read_cookie(scene.wire.hear())
+    assert scene.told(scene.alice.ask([held(grant)], stamp=lower, cookie=cookie)).status == peer.STALE
+    assert scene.told(scene.alice.sealed([held(grant)])).preferred(0).prefix == grant.prefix
+
+
+def test_what_was_held_back_in_the_session_before_undoes_nothing(scene: Granting) -> None:
+    grant = scene.bound()
+    late = scene.alice.sealed(releases=[0])
+    assert scene.bound().prefix == grant.prefix
+    scene.wire.say(late)
+    assert scene.wire.silent()
+    [row] = scene.daemon.status()["granted"]
+    assert row["prefix"] == str(grant.prefix)
+
+
+def test_any_length_is_the_shortest_given_and_then_what_the_slot_has(scene: Granting) -> None:
+    assert scene.told(scene.alice.ask([Want(0, "::/0"), Want(1, "::/60")])).preferred(0).prefix.prefixlen == 56
+    answer = scene.told(scene.alice.sealed([Want(0, "::/0"), Want(1, "::/0")]))
+    assert [answer.preferred(slot).prefix.prefixlen for slot in (0, 1)] == [56, 60]
 
 
 def test_after_a_restart_a_first_ask_is_stale_and_a_sealed_one_is_not(scene: Granting) -> None:
@@ -167,7 +201,8 @@ def test_a_ticket_is_worth_its_prefix_when_the_lease_file_is_lost(scene: Grantin
 
 
 def test_unknown_types_below_128_are_named_and_the_others_skipped(scene: Granting) -> None:
-    answer = scene.told(scene.alice.ask([ANY_56], extra=peer.tlv(100, b"?")))
+    extra = peer.tlv(200, b"?") + peer.tlv(100, b"?") + peer.tlv(99, b"?")
+    answer = scene.told(scene.alice.ask([ANY_56, ANY_56], extra=extra))     # which goes before INVALID
     assert (answer.status, answer.unsupported) == (peer.UNSUPPORTED, 100)
     assert not answer.grants
     assert scene.daemon.status()["granted"] == []
@@ -491,8 +526,30 @@ def test_a_grant_that_was_not_asked_for_is_not_held(asking: Asking) -> None:
     ask = asking.first()
     asking.answer(ask, Grant(0, ipaddress.ip_network("2001:db8:42::/48"), 1800, 3600),
                   Grant(7, LEASE, 1800, 3600))
-    assert asking.wire.silent()
+    back = asking.hear()                                          # slot 7 is nothing to it, slot 0 it gives back
+    assert (back.wants, back.releases) == ([], [0])
+    asking.answer(back)
+    assert asking.wire.silent(2.5)
     assert not [row for row in asking.daemon.status()["held"] if row.get("prefix")]
+
+
+def test_of_two_preferred_grants_of_a_slot_the_last_counts(asking: Asking) -> None:
+    asking.answer(asking.first(), GRANT, Grant(0, OTHER, 1800, 3600))
+    asking.eventually_holds(LEASE, OTHER)
+    rows = {row["prefix"]: row for row in asking.daemon.status()["held"]}
+    assert rows[str(LEASE)]["preferred"] == 0
+    assert rows[str(OTHER)]["preferred"] > 1700
+
+
+def test_a_malformed_answer_still_makes_its_session(asking: Asking) -> None:
+    ask = asking.first()
+    wrong = asking.hub.message(ask, grants=[GRANT], extra=peer.tlv(peer.MTU, b"?"))
+    asking.wire.say(asking.hub.answer(ask, payload=peer.padded(wrong, ask.length - peer.ANSWER_FRAME)))
+    again = asking.hear()
+    assert again.session is asking.hub.newest(ask.grantee)
+    assert again.wants == [ANY_56]
+    asking.answer(again, GRANT)
+    asking.eventually_holds(LEASE)
 
 
 def test_two_sealed_asks_without_an_answer_and_a_handshake_follows(asking: Asking) -> None:

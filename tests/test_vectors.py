@@ -251,12 +251,51 @@ def test_what_must_be_dropped(role: str) -> None:
     check_dropped(role)
 
 
-# ---- the file, and that it would be noticed
+# ---- the other implementation, and the file
+
+POLICY = {"a stranger", "sealed: STALE", "sealed: stamp of no ask", "sealed: stamp of the answer applied"}
+
+
+@pytest.mark.parametrize("role", ["grantor", "grantee"])
+def test_peer_drops_the_same(role: str) -> None:
+    """But what it has no policy for."""
+    pytest.importorskip("noise.connection", reason="pip install noiseprotocol")
+    import golden
+    import peer
+    talk = golden.Talk("", 0)
+    golden.bound(talk)
+    talk.at = VECTORS["dropped"]["at"]
+    assert talk.first(talk.message([golden.held(0, golden.OLD, 0), golden.held(1, golden.HOST, 0)])).hex() == \
+        VECTORS["dropped"]["under way"]
+    read = talk.hub.read_ask if role == "grantor" else talk.alice.read
+    for row in VECTORS["dropped"][role]:
+        if row["why"] not in POLICY:
+            with pytest.raises(peer.Wrong):
+                read(bytes.fromhex(row["datagram"]))
+                raise AssertionError(f"not dropped: {row['why']}")
+    for row in VECTORS["dropped"]["taken"][role]:
+        read(bytes.fromhex(row["datagram"]))
+
+
+@pytest.mark.parametrize("row", [step for talk in VECTORS["talks"] for step in talk["steps"]
+                                 if talk["name"].startswith("unsupported")], ids=lambda step: step["what"])
+def test_peer_judges_the_same(row: Json) -> None:
+    pytest.importorskip("noise.connection", reason="pip install noiseprotocol")
+    import golden
+    import peer
+    if row["ask"].startswith("01"):
+        ask = peer.GrantorPeer(KEYS["grantor private"]).read_ask(bytes.fromhex(row["ask"]), ephemeral=golden.F)
+        status, extra = ask.verdict
+        assert peer.GrantorPeer(KEYS["grantor private"]).answer(ask, status, extra=extra).hex() == row["reply"]
+
 
 def test_the_file_is_what_its_script_makes() -> None:
     pytest.importorskip("noise.connection", reason="pip install noiseprotocol")
     import golden
     assert golden.FILE.read_text() == golden.text(), "run: tests/golden.py --write"
+
+
+# ---- that it would be noticed
 
 
 def fails(check: Callable[[], None]) -> bool:
