@@ -12,6 +12,7 @@ again.
 
 from __future__ import annotations
 
+import py_compile
 import random
 import re
 import signal
@@ -21,6 +22,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from ipaddress import IPv6Network, ip_address, ip_interface, ip_network
+from pathlib import Path
 
 from daemon import PROGRAM, compiled
 from lab import Host, Lab, LabError, Program, busybox_path, eventually
@@ -260,7 +262,8 @@ table ip nat {
         self.home.stop()
         newer = self.lab.folder / f"ddpd-{self.boots}.py"
         newer.write_text(re.sub(r'(?m)^VERSION: Final = .*$', 'VERSION: Final = "9.9.9"', PROGRAM.read_text()))
-        self.home.program = newer
+        py_compile.compile(str(newer), f"{newer}c", doraise=True)               # as it is installed
+        self.home.program = Path(f"{newer}c")
         self.home.start()
         assert self.home.status()["version"] == "9.9.9"
         self.home.program = compiled()
