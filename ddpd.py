@@ -5639,6 +5639,8 @@ class Grantee:
         effects += self.settle(now, "bound" if after != before else renewed)
         effects += self.step(Event.ANSWERED, now)
         untaken = self.complaints.keys() & wanted.keys() - {held.slot for held in self.held if held.current}
+        if answer.status != Status.OK and self.state is not State.RELEASED:
+            return effects                                        # nothing was given back either
         self.unwanted = untaken if self.state is not State.RELEASED else set()
         if self.unwanted:
             self.timer = min(self.timer, now.boot + GIVE_BACK_S)
@@ -5831,12 +5833,15 @@ class Grantee:
     def set_times(self, answer: Answer, sent_at: float, now: Now) -> None:
         slots = {held.slot for held in self.held if held.current}
         granted = [grant for grant in answer.grants if grant.current and grant.slot in slots]
-        shortest = min((span(grant.preferred_s) for grant in granted), default=inf)
-        t1, t2 = answer.times or (0, 0)
-        renew_s = max(1.0, span(t1) or shortest * 0.5)
-        self.longest_s = min(ASK.longest_s, max(SHORT_S, renew_s))
-        self.t1_at = sent_at + renew_s
-        self.t2_at = max(self.t1_at, sent_at + max(1.0, span(t2) or shortest * 0.8))
+        if granted:
+            shortest = min(span(grant.preferred_s) for grant in granted)
+            t1, t2 = answer.times or (0, 0)
+            renew_s = max(1.0, span(t1) or shortest * 0.5)
+            self.longest_s = min(ASK.longest_s, max(SHORT_S, renew_s))
+            self.t1_at = sent_at + renew_s
+            self.t2_at = max(self.t1_at, sent_at + max(1.0, span(t2) if t2 >= t1 > 0 else shortest * 0.8))
+        else:                                                     # it says nothing of when to renew what is held
+            self.t1_at = max(self.t1_at, now.boot + REFUSED.first_s)
         if self.contact.keepalive_s:
             self.t1_at = min(self.t1_at, now.boot + self.contact.keepalive_s)
 
@@ -6274,9 +6279,11 @@ class Initiator:
             self.session.ends, self.unanswered = self.ends, 0
         return plain
 
-    def open_sealed(self, datagram: bytes) -> bytes:
+    def open_sealed(self, datagram: bytes, now: Now) -> bytes:
         if self.session is None or self.session.id != datagram[4:12]:
             raise Drop("unknown session")
+        if self.session.over(now):
+            raise Drop("session over")
         return self.session.open(datagram)
 
     def take_cookie(self, datagram: bytes, now: Now) -> bool:
@@ -7282,13 +7289,13 @@ class Node(Roles):
     def heard_answer(self, datagram: bytes, name: str, now: Now) -> list[Effect]:
         plain = self.initiators[name].open_answer(datagram, now)
         answer = expect(Answer, decode(plain))
-        if answer.status == Status.STALE:
+        if answer.status == Status.STALE and not answer.unknown:
             self.initiators[name].settle(answer, now)
             return [Call(name)]                                   # sealed now, in the session just made
         return self.apply(name, answer, now)
 
     def heard_reply(self, datagram: bytes, name: str, now: Now) -> list[Effect]:
-        message = decode(self.initiators[name].open_sealed(datagram))
+        message = decode(self.initiators[name].open_sealed(datagram, now))
         if isinstance(message, Nudge):
             grantee = self.grantees[name]
             if now.boot - grantee.nudged_at < NUDGE_GAP_S or grantee.state is State.RELEASED or \
@@ -7373,7 +7380,9 @@ class Node(Roles):
         while self.nudges and max(self.next_nudge, self.nudges[0][0]) <= now.boot and len(effects) < NUDGES_A_S // 10:
             at, key = heapq.heappop(self.nudges)
             peer = self.grantor.peers.get(key)
-            if peer is None or at != peer.nudge_at or not peer.nudged or peer.session is None or peer.path is None:
+            if peer is None or at != peer.nudge_at or not peer.nudged or peer.path is None:
+                continue
+            if peer.session is None or peer.session.over(now):
                 continue
             effects.append(Send(peer.session.seal(padded(encode(Nudge()), ASK_STEP - SHORTEST["sealed"])), peer.path))
             self.counters["sent_nudge"] += 1

@@ -301,6 +301,25 @@ def test_who_is_told_to_ask_again_gives_nothing_back() -> None:
     assert [want.slot for want in ask.wants] == [0] and not ask.releases
 
 
+def test_an_answer_that_grants_nothing_says_nothing_of_when_to_renew() -> None:
+    """Else a lease that is refused for a day, or whose ask is INVALID, is not renewed until it is over."""
+    leaf = Leaf("::/56\n  ::/60")
+    leaf.answer(grant(), times=(900, 1400))
+    t1, t2 = leaf.grantee.t1_at, leaf.grantee.t2_at
+    leaf.answer(refusals=(ddpd.Refusal(0, ddpd.Reason.FULL, 86_400, ""), ddpd.Refusal(1, ddpd.Reason.FULL, 86_400, "")))
+    assert (leaf.grantee.t1_at, leaf.grantee.t2_at, leaf.grantee.timer) == (t1, t2, t1)
+    leaf.answer(status=ddpd.Status.INVALID, boot=t1 + 5)
+    assert leaf.grantee.timer == t1 + 5 + 60 and leaf.grantee.t2_at == t2
+
+
+@pytest.mark.parametrize(("times", "expected"), [
+    ((900, 1400), (900, 1400)), ((0, 1400), (900, 1440)), ((900, 0), (900, 1440)), ((900, 800), (900, 1440))])
+def test_times_that_contradict_each_other_count_as_missing(times: tuple[int, int], expected: tuple[int, int]) -> None:
+    leaf = Leaf()
+    leaf.answer(grant(), times=times)
+    assert (leaf.grantee.t1_at - T0, leaf.grantee.t2_at - T0) == expected
+
+
 def test_what_nobody_asked_for_leaves_nothing_behind() -> None:
     leaf = Leaf()
     leaf.answer(grant(3), refusals=(ddpd.Refusal(7, 1, 5, "no"),))

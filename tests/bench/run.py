@@ -79,7 +79,7 @@ class Asker:
     def hear(self, datagram: bytes) -> ddpd.Message:
         now = ddpd.clock_now()
         sealed = datagram[0] == 4
-        answer = ddpd.decode(self.ends.open_sealed(datagram) if sealed else self.ends.open_answer(datagram, now))
+        answer = ddpd.decode(self.ends.open_sealed(datagram, now) if sealed else self.ends.open_answer(datagram, now))
         assert isinstance(answer, ddpd.Answer)
         assert answer.status == ddpd.Status.OK and len(answer.grants) == 1, answer
         self.ends.unanswered = 0
