@@ -4,6 +4,7 @@
 PREFIX ?= /usr/local
 UNITS  ?= /etc/systemd/system
 SEEDS  ?= 10000
+SECONDS ?= 3600
 
 # Sets up what a target needs (nothing, where all is there), then runs Python with the arguments.
 WITH   = tests/setup.sh
@@ -42,6 +43,9 @@ soak:           ## an hour's events of a home and of its upstream in ten minutes
 
 seeds:          ## the simulation with SEEDS=10000
 	@SEEDS=$(SEEDS) $(WITH) check -m pytest tests/test_simulation.py
+
+fuzz:           ## bytes and words of others, mutated: SECONDS=3600 in all (SEED=1 again); with atheris, if it is there
+	@$(WITH) check tests/fuzz.py all $(SECONDS) $(SEED)
 
 bench:          ## how fast it is, beside the programs it replaces (root)
 	@$(WITH) bench tests/bench/run.py
@@ -133,5 +137,5 @@ WantedBy=multi-user.target
 endef
 export UNIT
 
-.PHONY: help demo demo-vps test check lint type netns soak seeds bench docs toc ipk apk install uninstall
+.PHONY: help demo demo-vps test check lint type netns soak seeds fuzz bench docs toc ipk apk install uninstall
 .NOTPARALLEL:

@@ -1,4 +1,4 @@
-"""A fuzzer that is led by what it reaches: `tests/fuzz.py TARGET[,TARGET...]|all SECONDS [SEED] [OPTIONS]`.
+"""A fuzzer that is led by what it reaches: `tests/fuzz.py TARGET[,TARGET...]|all [SECONDS [SEED]] [OPTIONS]`.
 
     --corpus FOLDER   begin with FOLDER/TARGET.json too, and write the smallest inputs that reach as much there
     --own             this fuzzer, though atheris is there
@@ -261,7 +261,7 @@ def mutated(target: Target, data: bytes, other: bytes, rand: random.Random) -> b
     changed = bytearray(data)
     for _ in range(rand.choice((1, 1, 1, 2, 2, 3, 4, 8))):
         if not changed or rand.random() < 0.25:
-            word = rand.choice(target.words + WRITTEN if target.words else WRITTEN)
+            word = rand.choice(target.words if target.words and rand.random() < 0.6 else WRITTEN)
             at = rand.randrange(len(changed) + 1)
             changed[at : at + rand.choice((0, 0, len(word)))] = word
         else:
@@ -298,7 +298,11 @@ def minimised(data: bytes, is_same: Callable[[bytes], bool], within_s: float) ->
     return data
 
 
-def made_small(found: Finding, target: Target, within_s: float = 20.0) -> Finding:
+def made_small(found: Finding, target: Target, within_s: float = 20.0) -> Finding | None:
+    """None: it was slow once, as the machine had something else to do."""
+    if found.kind.startswith("Hang") and finding_of(target, found.data) is None:
+        return None
+
     def is_same(data: bytes) -> bool:
         less = finding_of(target, data)
         return less is not None and less.kind == found.kind
@@ -373,10 +377,9 @@ class Fuzzer:
         self.runs += 1
         arcs, found = self.coverage.reach(self.target, data, TRACED * SLOWEST_S)
         if found is not None:
-            if found.kind.startswith("Hang"):
-                found = finding_of(self.target, data)             # or was that only our looking at it?
-            if found is not None and found.kind not in self.findings:
-                self.findings[found.kind] = tell(made_small(found, self.target))
+            small = made_small(found, self.target) if found.kind not in self.findings else None
+            if small is not None:
+                self.findings[found.kind] = tell(small)
             return
         if arcs - self.seen:
             self.seen |= arcs
@@ -461,7 +464,7 @@ def fuzz(target: Target, seconds: float, seed: int, folder: Path | None, own: bo
         with tempfile.TemporaryDirectory() as temporary:
             raw = by_atheris(target, max(1, int(seconds)), seed, seeds, Path(temporary))
             inputs = [path.read_bytes() for path in (Path(temporary) / target.name).iterdir()]
-        found = [tell(made_small(one, target)) for one in raw]
+        found = [tell(small) for one in raw if (small := made_small(one, target)) is not None]
         corpus, runs = covered(target, inputs) if folder else {}, f"{len(inputs)} inputs"
     arcs = len(set().union(*corpus.values())) if corpus else 0
     print(f"{target.name:10} {time.monotonic() - begun:6.0f} s  {runs}  {arcs} arcs  {len(found)} findings", flush=True)
@@ -477,7 +480,9 @@ def main(argv: list[str]) -> int:
     if unknown := [name for name in names if name not in TARGETS]:
         print(f"no target {', '.join(unknown)} (have: {', '.join(TARGETS)})")
         return 2
-    seconds, seed = float(words[1]) if words[1:] else 60.0, int(words[2]) if words[2:] else 0
+    seconds = float(words[1]) if words[1:] else 60.0
+    seed = int(words[2]) if words[2:] else int.from_bytes(os.urandom(3), "big")
+    print(f"seed {seed}, {'atheris' if atheris is not None and not own else 'own fuzzer'}", flush=True)
     with quiet():
         found = [one for name in names for one in fuzz(TARGETS[name], seconds / len(names), seed, folder, own)]
     return 1 if found else 0

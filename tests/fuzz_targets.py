@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import socket
 import sqlite3
 import struct
@@ -17,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cache
-from itertools import pairwise
+from itertools import islice, pairwise
 from math import inf
 from pathlib import Path
 from types import SimpleNamespace
@@ -165,31 +166,53 @@ def whole_file(node: ddpd.Node, now: Now, clean: bool = True) -> list[str]:
     return b"".join(ddpd.LeaseFile().whole(node.records(clean, now))).decode().split("\n")
 
 
-def sound(node: ddpd.Node, now: Now) -> None:
-    """What it says of itself is JSON; what it writes down is read again, and says the same; no two leases overlap."""
-    json.dumps(ddpd.status_of(node, now, 10), allow_nan=False)
-    ddpd.status_text(ddpd.status_of(node, now, 10), colours=True)
+def told(node: ddpd.Node, now: Now) -> None:
+    """What it says of itself is JSON and text; what hooks, programs and files are told is of letters only."""
+    said = ddpd.status_of(node, now, 10)
+    json.dumps(said, allow_nan=False)
+    ddpd.status_text(said, colours=True)
+    ddpd.metrics_text(said)
     ddpd.status_file_text(node, now)
-    ddpd.metrics_text(ddpd.status_of(node, now, 10))
     for name in [*node.grantees, *(peer.agreement.name for peer in node.grantor.peers.values()), *node.proxies,
                  *node.grantor.guards.sights]:
         with suppress(ValueError):                                # of a name that is no longer known
-            said = ddpd.show_of(node, name, now)
-            json.dumps(said, allow_nan=False)
-            list(ddpd.nested_text(said))
-    living = sorted(lease.prefix for peer in node.grantor.peers.values() for lease in peer.living())
-    assert not any(one.overlaps(other) for one, other in pairwise(living)), "leases overlap"
+            shown = ddpd.show_of(node, name, now)
+            json.dumps(shown, allow_nan=False)
+            list(ddpd.nested_text(shown))
     for grantee in node.grantees.values():
-        for event in ("bound", "started", "lost", "stopped"):
-            for calls in ddpd.HOOK_CALLS.values():
-                for words, environment in calls(grantee, event, None, now):
-                    assert not any("\0" in text for text in (*words, *environment.values())), "NUL for a hook"
+        for event, calls in zip(("bound", "updated", "lost"), ddpd.HOOK_CALLS.values(), strict=True):
+            for words, environment in calls(grantee, event, None, now):
+                assert not any("\0" in text for text in (*words, *environment.values())), "NUL for a hook"
+                endpoint = environment.get("DDPD_WG_ENDPOINT", "")
+                assert PLAIN.issuperset(endpoint), f"what a shell would read: {endpoint}"
     for kind, make in ddpd.HANDED_TEXTS.items():
         text = make(node.grantees.values(), [("br0", ddpd.parse_prefix("2001:db8:1:2::/64"))], now)
-        assert text.isprintable() or all(letter.isprintable() or letter == "\n" for letter in text), f"{kind}: {text!r}"
+        assert all(letter.isprintable() or letter == "\n" for letter in text), f"{kind}: {text!r}"
+        readable_by_radvd(text if kind == "radvd" else "")
+
+
+PLAIN = ddpd.DEVICE_LETTERS | frozenset("[]:%")
+
+
+def readable_by_radvd(text: str) -> None:
+    """It takes what looks like a number for one, and then nothing of the file."""
+    for names in re.findall("DNSSL ([^{]*)", text):
+        assert not any(name.replace(".", "").isdigit() for name in names.split()), f"a name that is a number: {names}"
+    for preferred, valid in re.findall(r"AdvPreferredLifetime (\d+); AdvValidLifetime (\d+)", text):
+        assert int(preferred) <= int(valid), f"preferred for longer than valid: {preferred} of {valid} s"
+
+
+def sound(node: ddpd.Node, now: Now, tells: bool = True) -> None:
+    """What it writes down is read again, and says the same; no two leases overlap; see `told`."""
+    if tells:
+        told(node, now)
+    living = sorted(lease.prefix for peer in node.grantor.peers.values() for lease in peer.living())
+    assert not any(one.overlaps(other) for one, other in pairwise(living)), "leases overlap"
     for thing in node.wanted.things.values():
-        lines = [ddpd.add_line(thing, 221, now), *ddpd.delete_lines(thing, 221)]
-        assert all(line.isprintable() and line.isascii() for line in lines), f"{lines}"
+        words_ = [ddpd.add_line(thing, 221, now), *ddpd.delete_lines(thing, 221)]
+        assert all(line.isprintable() and line.isascii() for line in words_), f"{words_}"
+        for valid, preferred in re.findall(r"valid_lft (\d+) preferred_lft (\w+)", words_[0]):
+            assert preferred.isdigit() and int(preferred) <= int(valid), f"preferred for longer than valid: {words_[0]}"
     lines = whole_file(node, now)
     found, damage = ddpd.parse_lease_file(lines)
     assert not damage, f"what was written is damaged: {damage[0].text[:300]}"
@@ -362,7 +385,7 @@ class Grantor:
         if how & 1 or self.session is None:
             asked = node.compose(self.name, "2001:db8:e::1", now)
             self.hear(asked, now)
-        plain = plain if how & 2 else stamped(plain, self.stamp)
+        plain = (plain if how & 2 else stamped(plain, self.stamp))[: ddpd.MAX_DATAGRAM - ddpd.ASK_OVERHEAD]
         if self.pending is not None:
             datagram, self.pending = self.pending(plain), None
         else:
@@ -700,7 +723,7 @@ def hear_wg(data: bytes) -> None:
                     peer.said(plain, n > 0, PATHS[4 if name == "carol" else 0], now)
             tables.change("wg0", [])
             pass_time(node, now)
-            sound(node, now)
+            sound(node, now, tells=n + 2 >= len(steps))
     finally:
         ddpd.wg = before
 
@@ -734,7 +757,7 @@ def hear_door(data: bytes) -> None:
         assert lines[0] == "request_ip=1" and lines[-2:] == ["", ""] and all("=" in line for line in lines[:-2]), reply
         assert any(line.startswith("errno=") for line in lines), reply
         pass_time(node, now)
-        sound(node, now)
+        sound(node, now, tells=False)
 
 
 # ---- orders
@@ -846,6 +869,7 @@ def lease_file_seeds() -> list[bytes]:
                                      "]", ""]).encode())
              for kind in (*ddpd.KEYED, "interface", "allowed", "address", "rule6")]
     return [joined(b"0", short.encode()), joined(b"1", "\n".join(line[:330] for line in lines).encode()), *kinds,
+            joined(b"4", "\n".join(line.rstrip() for line in lines).encode()),
             joined(b"2", b"[]\n"), joined(b"3", short.encode()[:900])]
 
 
@@ -862,27 +886,30 @@ def with_width(lines: list[str]) -> list[str]:
     return [line if line in ("]", "") else line.ljust(ddpd.LINE - 1)[: ddpd.LINE - 1] for line in lines]
 
 
-def kept_by_a_batch(lines: list[str], found: dict[ddpd.Key, tuple[int, ddpd.Record]],
-                    changes: dict[ddpd.Key, Any]) -> None:
-    """A change in a file that is gone on with harms no other record."""
+def kept_by_changes(lines: list[str], found: dict[ddpd.Key, tuple[int, ddpd.Record]], run: ddpd.Record) -> None:
+    """Changes in a file that is gone on with harm no other record."""
     file = ddpd.LeaseFile(max((record["serial"] for _, record in found.values()), default=0))
     if not file.adopt(lines, found):
         return
-    data = bytearray("\n".join(lines).encode())
-    for writes in file.batch(changes):
-        for at, what in writes:
-            data[at : at + len(what)] = what
-    after, damage = ddpd.parse_lease_file(data.decode("utf-8", "replace").split("\n"))
-    assert not damage, f"damaged by a change: {damage[0].text[:200]}"
-    wanted = {key: record for key, (_, record) in found.items() if key not in changes}
-    got = {key: record for key, (_, record) in after.items() if key not in changes}
-    assert got == wanted, f"lost by a change: {wanted.keys() - got.keys()}"
-    assert all((key in after) == (record is not None) for key, record in changes.items()), "the change is not there"
+    data, wanted = bytearray("\n".join(lines).encode()), {key: record for key, (_, record) in found.items()}
+    for over in [None, None, *islice(found, 2)]:
+        changes: dict[ddpd.Key, ddpd.Record | None] = {("run",): run} if over is None else {over: None}
+        for writes in file.batch(changes):
+            for at, what in writes:
+                data[at : at + len(what)] = what
+        after, damage = ddpd.parse_lease_file(data.decode("utf-8", "replace").split("\n"))
+        assert not damage, f"damaged by a change: {damage[0].text[:200]}"
+        wanted = {key: record for key, record in wanted.items() if key not in changes}
+        got = {key: record for key, (_, record) in after.items() if key not in changes}
+        assert got == wanted, f"not as it was after a change: {got} and not {wanted}"
+        assert all((key in after) == (record is not None) for key, record in changes.items()), "the change is not there"
+        wanted |= {key: after[key][1] for key in changes if key in after}
 
 
 @target(lease_file_seeds, LEASE_WORDS, room=16_000)
 def hear_leases(data: bytes) -> None:
-    """Before the lines a step of one letter: bit 0 of its code: another boot; bit 1: a lost file is recovered from."""
+    """Before the lines a step of one letter: bit 0 of its code: another boot; bit 1: a lost file is recovered from;
+    bit 2: each line is as wide as in our files."""
     how, _, text = data.partition(SEPARATOR)
     flags, now = how[-1] if how else 0, Now(BOOT, WALL)
     lines = text.decode("utf-8", "replace").split("\n")
@@ -897,7 +924,7 @@ def hear_leases(data: bytes) -> None:
     node.linked(LINKS, now)
     ddpd.take_up(node, (found, list(damage)), bool(flags & 2), now)
     if not damage:
-        kept_by_a_batch(lines, found, {**dict.fromkeys(node.outdated), ("run",): node.run_record(False, now)})
+        kept_by_changes(lines, found, node.run_record(False, now))
     whole_file(node, now)
     node.adopt(node.made.values())
     node.start(now)
@@ -907,7 +934,7 @@ def hear_leases(data: bytes) -> None:
     sound(node, now)
     for boot in (BOOT + 1900, BOOT + 8000, BOOT + 1e7):
         pass_time(node, Now(boot, WALL + boot - BOOT))
-        sound(node, Now(boot, WALL + boot - BOOT))
+        sound(node, Now(boot, WALL + boot - BOOT), tells=boot > BOOT + 1e6)
 
 
 # ---- the configuration, and the files that it names
@@ -937,6 +964,8 @@ def used(config: ddpd.Config) -> None:
     now = Now(BOOT, WALL)
     node = ddpd.Node(config, HUB, "boot", random.Random(1).randbytes)
     ddpd.devices_of(config)
+    for agreement in config.agreements.values():
+        assert ddpd.wait_for(agreement.rate, now.boot, now) <= 0, "a bucket that is full, and has nothing"
     node.linked(LINKS, now)
     node.start(now)
     for dev in list(node.grantor.guards.sights)[:2]:
@@ -1149,7 +1178,7 @@ def hear_site(data: bytes) -> None:
             with suppress(ValueError):
                 json.dumps(ddpd.explained(node, name, "::/56", now), allow_nan=False)
         pass_time(node, now)
-        sound(node, now)
+        sound(node, now, tells=n == 3)
 
 
 # ---- names
@@ -1206,7 +1235,8 @@ def radvd_seeds() -> list[bytes]:
     grantee = node.grantees["exit"]
     grantee.held.append(ddpd.Held(0, P56, bytes(20), now.boot + 50, inf, lans=grantee.lans()[0]))
     text = ddpd.radvd_text([grantee], [("br0", ddpd.parse_prefix("2001:db8:1:2::/64"))], now)
-    return [(ddpd.OUR_FILE + text).encode(), b"interface br0 {\nprefix 2001:db8::/64 { };\nprefix 10.0.0.0/8 {\n"]
+    by_hand = b"interface br0 {\nprefix 2001:db8::/64 { };\nprefix 2001:db8:0:1::/64 {\n"
+    return [(ddpd.OUR_FILE + text).encode(), by_hand]
 
 
 @target(radvd_seeds, ["interface ", "prefix ", "AdvOnLink", "::/64", "{", "};", "\n", "\r", "\x0b", "\x85", " "])
@@ -1217,6 +1247,7 @@ def hear_radvd(data: bytes) -> None:
     for _ in range(2):                                            # what it makes of that, it reads again
         ddpd.Daemon.lose(daemon, ddpd.announced_in(text), now)
         text = ddpd.OUR_FILE + ddpd.radvd_text(node.grantees.values(), daemon.lost, now)
+        assert all(ddpd.is_device(dev) and subnet.shape == (6, 64) for dev, subnet in daemon.lost), f"{daemon.lost}"
         subnets = set(ddpd.announced_in(text))
         assert all(line.isprintable() for line in text.split("\n")), repr(text)
         assert not subnets, f"what is lost lives: {subnets}"
