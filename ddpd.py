@@ -1200,12 +1200,16 @@ def device(text: str) -> str:
     return text
 
 
+def show_key(key: bytes) -> str:
+    return binascii.b2a_base64(key, newline=False).decode()
+
+
 def public_key(text: str) -> bytes:
     try:
         key = binascii.a2b_base64(text.encode(), strict_mode=True)
     except ValueError:
         key = b""
-    if len(key) != KEY_LEN:
+    if len(key) != KEY_LEN or show_key(key) != text:              # the last letter may be written in four ways
         raise ValueError("not a key (44 characters of base64, as `ddpd.py pubkey` prints it)")
     return key
 
@@ -1218,10 +1222,6 @@ def peer_key(text: str) -> bytes:
     except Drop:
         raise ValueError("not a key (a point of low order)") from None
     return key
-
-
-def show_key(key: bytes) -> str:
-    return binascii.b2a_base64(key, newline=False).decode()
 
 
 def short(key: bytes) -> str:
@@ -1304,11 +1304,11 @@ def host_port(text: str, unsaid: int = PORT) -> HostPort:
         host, port = text, ""
     else:
         host, _, port = text.partition(":")
+    if "%" in host and (is_numeric(host) or is_gateway(host)):
+        device(host.partition("%")[2])
     if is_numeric(host):
         address(host.partition("%")[0])
-    elif is_gateway(host) and "%" in host:
-        device(host.partition("%")[2])
-    elif not is_name(host):
+    elif not is_gateway(host) and not is_name(host):
         raise ValueError(f"'{host}' is neither an address nor a host name")
     return HostPort(host, whole(1, 65535)(port.removeprefix(":")) if port.removeprefix(":") else unsaid)
 
@@ -1499,6 +1499,8 @@ def parse_share(text: str) -> tuple[int, int]:
 def parse_rate(text: str) -> Rate:
     count, _, over = text.partition("/")
     number, over_s = whole(1, 10**6)(count.strip()), duration(over.strip())
+    if over_s == inf:
+        raise ValueError(f"'{text}' is no rate (such as 5/30s)")
     return Rate(number, over_s / number)
 
 
@@ -2154,6 +2156,7 @@ def read_guard(section: Section, pools: Mapping[str, Pool], secret: str) -> Guar
                           got["lifetime"], inf, got["rate"])
     keepalive_s, port = got["keepalive"] or 0, got["listen"]
     section.check("keepalive", keepalive_s > 0xFFFF, "65535s at most")
+    section.check("endpoint", len(str(got["endpoint"])) > MAX_TEXT, f"more than {MAX_TEXT} letters are not read")
     if port is None:
         port = (got["endpoint"].port or WG_PORT) if got["add_peers"] else 0
     section.check("allowed", len(got["allowed"]) > MAX_ALLOWED, f"more than {MAX_ALLOWED} have no room in an answer")
@@ -2602,6 +2605,10 @@ class LeaseFile:
         """Go on with the file as it is; False if it does not have our shape, and has to be written anew."""
         if lines[-2:] != ["]", ""] or any(len(line) != LINE - 1 for line in lines[:-2]):
             return False
+        for number, record in found.values():                     # one record a line, and this one in this
+            line = lines[number - 1]
+            if f'"serial": {record["serial"]}' not in line or line.count('"kind"') != 1:
+                return False
         self.lines = len(lines) - 2
         self.at = {key: line - 1 for key, (line, _) in found.items()}
         used = {0, *self.at.values()}
@@ -2910,16 +2917,20 @@ def made_of(record: Record) -> Thing:
     noun, *rest = str(record["what"]).split()
     if noun == "interface":
         peer, own = (public_key(record[name]) if record[name] else b"" for name in ("peer", "own"))
-        return Interface(device(*rest), peer, str(record["endpoint"])[:MAX_TEXT], own=own)
+        endpoint = str(record["endpoint"])
+        if endpoint:
+            host_port(endpoint)
+        return Interface(device(*rest), peer, endpoint, own=own)
     if noun in ("peer", "allowed"):
         dev, key = device(rest[0]), public_key(rest[1])
         return AllowedIp(dev, key, parse_prefix(rest[2])) if noun == "allowed" else WgPeer(dev, key)
     prefix, where = rest
     if noun == "address":
-        return Address(device(where), parse_interface(prefix), link=int(record.get("link", 0)))
+        return Address(device(where), parse_interface(prefix), link=whole(0, 2**31)(str(record.get("link", 0))))
     if noun == "neighbour":
         return Neighbour(device(where), parse_interface(prefix))
-    return Rule({"rule4": 4, "rule6": 6}[noun], None if prefix == "all" else parse_prefix(prefix), int(where))
+    return Rule({"rule4": 4, "rule6": 6}[noun], None if prefix == "all" else parse_prefix(prefix),
+                whole(0, 2**32 - 1)(where))
 
 
 class Wanted:
@@ -3155,7 +3166,10 @@ def rule_of(body: bytes, mark: int) -> Rule | None:
     version = 4 if body[0] == AF_INET else 6
     if step == 0:
         return Rule(version, None, MAIN)
-    source = prefix_of(found.get(FRA_SRC, bytes(WIDTH[version] // 8)), body[2])
+    try:
+        source = prefix_of(found.get(FRA_SRC, bytes(WIDTH[version] // 8)), body[2])
+    except ValueError:                                            # host bits: none of ours
+        return None
     return Rule(version, source, number_in(found, FRA_TABLE, body[4]))
 
 
@@ -3629,7 +3643,7 @@ class Lease:
         return {"kind": "granted", "key": show_key(self.key), "slot": self.slot, "prefix": str(self.prefix),
                 "state": self.state.value, "valid": seconds(self.valid_s),
                 "left": seconds(self.valid_until - now.boot + 0.998),     # up: never less than was promised
-                "via": via, "dev": dev, "since": self.since, "epoch": self.epoch}
+                "via": via, "dev": dev, "since": self.since, "epoch": max(0, self.epoch)}
 
     @property
     def id(self) -> Key:
@@ -5181,7 +5195,14 @@ class Grantor(Keeper):
 
 def clock(instant: float) -> float:
     """inf is not JSON."""
-    return -1.0 if instant == inf else round(instant, 1)
+    return -1.0 if instant == inf else round(max(0.0, instant), 1)
+
+
+def instant_of(value: object) -> float:
+    """What `clock` has written; ValueError."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -1 <= value < 2**40:
+        raise ValueError("not a time")
+    return inf if value == -1 else float(value)
 
 
 @dataclass(slots=True)
@@ -5213,9 +5234,10 @@ class Held:
 
 def held_of(record: Record, boot: str, now: Now) -> Held | None:
     """None if it is over.  Of another boot: by the wall clock, and provisional."""
-    ends, prefers = (inf if record[name] == -1 else float(record[name]) for name in ("ends", "prefers"))
+    ends = instant_of(record["ends"])
+    prefers = min(ends, instant_of(record["prefers"]))
     if record["boot"] != boot:
-        left = float(record["wall"]) - now.wall
+        left = instant_of(record["wall"]) - now.wall
         faded_s = 0.0 if inf in (ends, prefers) else ends - prefers
         ends = now.boot + min(left, PROVISIONAL_S)
         prefers = now.boot + min(left - faded_s, PROVISIONAL_S) if record["current"] else now.boot
@@ -8290,7 +8312,9 @@ def radvd_text(grantees: Iterable[Grantee], lost: Iterable[Subnet], now: Now) ->
             left_s = (min(seconds(until - now.boot), FOREVER) for until in (prefers_until, valid_until))
             lans.setdefault(dev, []).append(announced(own.network(64), *left_s))
     mtu, dns = smallest_mtu(grantees), advised(grantees, "dns", (6,))
-    domains = [domain for domain in advised(grantees, "search") if "." in domain]      # a word alone may be a keyword
+    # A word alone may be one of radvd's own, and digits alone are a number to it.
+    domains = [domain for domain in advised(grantees, "search")
+               if "." in domain and not domain.replace(".", "").isdigit()]
     more = [f"AdvLinkMTU {mtu};"] * (0 < mtu < ETHERNET_MTU)
     more += [f"RDNSS {' '.join(dns[at : at + 3])} {{ }};" for at in range(0, min(len(dns), 9), 3)]
     more += [f"DNSSL {' '.join(domains[:9])} {{ }};"] * bool(domains)
@@ -8322,11 +8346,13 @@ def announced_in(text: str) -> Iterator[Subnet]:
     for line in text.splitlines():
         word, _, rest = line.strip().partition(" ")
         dev = rest.partition(" ")[0] if word == "interface" else dev
-        if word == "prefix" and "AdvOnLink" not in rest:
+        if word == "prefix" and "AdvOnLink" not in rest and is_device(dev):
             try:
-                yield dev, parse_prefix(rest.partition(" ")[0])
+                prefix = parse_prefix(rest.partition(" ")[0])
             except ValueError:                                    # somebody has had a hand in it
                 continue
+            if prefix.shape == (6, 64):
+                yield dev, prefix
 
 
 # ~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~ WATERLINE ~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~
@@ -8728,8 +8754,8 @@ class FilesOnDisk(Files):
                     yield PinRow(file, n, *("" if part is None else str(part).strip() for part in row))
         except sqlite3.OperationalError as why:
             raise (BusyFileError if "locked" in str(why) else ConfigError)(f"{file}: {why}") from None
-        except sqlite3.Error as why:
-            raise ConfigError(f"{file}: {why}") from None
+        except (sqlite3.Error, MemoryError, OverflowError, UnicodeError) as why:
+            raise ConfigError(f"{file}: {str(why) or type(why).__name__}") from None
 
 
 def loading(path: str, before: Config | None) -> Steps[Config]:

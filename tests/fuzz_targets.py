@@ -309,7 +309,7 @@ class Grantee:
             self.end.take_cookie(datagram, now)
             return
         assert len(datagram) <= most, "the answer is longer than the ask"
-        plain = self.end.open_answer(datagram, now) if kind == "answer" else self.end.open_sealed(datagram)
+        plain = self.end.open_answer(datagram, now) if kind == "answer" else self.end.open_sealed(datagram, now)
         assert isinstance(ddpd.decode(plain), ddpd.Answer)
 
 
