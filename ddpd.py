@@ -39,7 +39,7 @@ from _blake2 import blake2s  # `hashlib` would load libcrypto, 3 MB, for the sam
 from _operator import _compare_digest as equal  # hmac.compare_digest, without what `hmac` imports
 from bisect import bisect_left
 from collections import Counter, deque
-from collections.abc import Callable, Container, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from copy import copy
 from dataclasses import dataclass, field, fields, replace
@@ -2970,7 +2970,8 @@ def left_behind(installed: Iterable[Thing], links: Links, rules: Iterable[Rule])
     ours = [route.prefix for route in routes if route.table == MAIN and not any(route.reach)]
     tables = {route.table for route in routes if route.table != MAIN}
     found: list[Thing] = [Address(links.names.get(index, ""), own, link=index) for index, own in links.addresses
-                          if any(prefix.holds(own._replace(length=WIDTH[own.version])) for prefix in ours)]
+                          if (index, own) in links.timed       # what lasts is the operator's
+                          and any(prefix.holds(own._replace(length=WIDTH[own.version])) for prefix in ours)]
     found += [rule for rule in rules if rule.table in tables and rule.source is not None]
     return found + [rule for rule in rules if rule.source is None and any(isinstance(thing, Rule) for thing in found)]
 
@@ -4704,7 +4705,7 @@ class Keeper(Decider):
         """A new lease, or an old one come back; `renew` gives it its lifetime."""
         peer, slot, now = case.peer, case.want.slot, case.now
         had = any(lease.prefix == prefix for lease in peer.leases)             # before: that is no new lease
-        self.undo[peer.key, slot] = []
+        self.undo.setdefault((peer.key, slot), [])
         if len(case.others) >= peer.agreement.limit:
             victim = self.victim(case)
             if victim is not None:
@@ -5140,7 +5141,7 @@ class Grantor(Keeper):
             self.out.append(Install())
         return self.out
 
-    def unsaved(self, keys: Iterable[Key]) -> None:
+    def unsaved(self, keys: Collection[Key]) -> None:
         """These new leases could not be written: they were not promised, and are not held.  What they replaced is."""
         self.disk_full = True
         self.out = []
@@ -5152,7 +5153,7 @@ class Grantor(Keeper):
             self.forget(lease)
             self.pay(peer, -1)
             for old, valid_until in self.undo.get((peer.key, lease.slot), ()):
-                if old in peer.leases and self.stock.leased.get(old.prefix) is old:
+                if old.id not in keys and old in peer.leases and self.stock.leased.get(old.prefix) is old:
                     self.former.pop(old.prefix, None)
                     self.stock.turn(old, LeaseState.ACTIVE)
                     old.valid_until = valid_until
@@ -5330,11 +5331,12 @@ def choose_source(way: Way, host: Prefix, links: Links, leased: Sequence[Prefix]
     def is_fitting(source: str) -> bool:
         return source in usable and is_link_local(usable[source][1]) == is_local
 
+    has_own = any(at == index and is_fitting(source) for source, (at, _) in usable.items())
+    if by_lease and not has_own and links.has(way.reach.dev, IFF_NOARP):
+        return inet_ntop(AF_INET6, mapped(by_lease[0]))
     if is_fitting(way.source):
         stays = is_fitting(old) and usable[old][0] == usable[way.source][0]
         return old if stays else way.source
-    if not usable and by_lease and links.has(way.reach.dev, IFF_NOARP):
-        return inet_ntop(AF_INET6, mapped(by_lease[0]))
 
     def rank(source: str) -> tuple[Any, ...]:
         at, own = usable[source]
@@ -5440,6 +5442,8 @@ class Grantee:
         self.complaints: dict[int, tuple[Prefix, str]] = {}       # grants not taken, by slot, and why
         self.untaken_s: dict[int, float] = {}                     # of these, until the slot is asked for again
         self.unwanted: set[int] = set()                           # ... and released before, not held for us in vain
+        self.resting: set[int] = set()                            # slots of which it is not time yet
+        self.asks_all = False                                     # ... which does not count now
         self.former: deque[Prefix] = deque(maxlen=MAX_SLOTS)      # prefixes that it gave, and that are over
         self.began = -inf                                         # when the first lease of another boot was deprecated
         self.answers = 0                                          # applied so far
@@ -5606,7 +5610,8 @@ class Grantee:
         return any(held.current and not held.faded and held.prefix.version == version for held in self.held)
 
     def step(self, event: Event, now: Now) -> list[Effect]:
-        if event in (Event.NUDGED, Event.RENEW):                  # all is asked for anew
+        self.asks_all = event in (Event.NUDGED, Event.RENEW)
+        if self.asks_all:
             self.unwanted = set()
         action = self.TABLE.get((self.state, event))
         return action(self, now) if action else []
@@ -5621,7 +5626,7 @@ class Grantee:
             fits = have is not None and is_wanted(have.prefix, line.prefix)
             wants.append(Want(slot, have.prefix, have.ticket) if have and fits else Want(slot, line.prefix))
         released = tuple(sorted(self.releases | self.unwanted))[:MAX_SLOTS]
-        wants = [want for want in wants if want.slot not in released]
+        wants = [want for want in wants if want.slot not in released and want.slot not in self.resting]
         wants = [] if self.state is State.RELEASED else wants[: MAX_SLOTS - len(released)]
         return Ask(stamp=stamp, run=run, source=source, hostname=self.contact.hostname or None,
                    wants=tuple(wants), releases=released)
@@ -5948,6 +5953,8 @@ class Grantee:
 
     def ask_again(self, now: Now) -> list[Effect]:
         """Ask, and once more after twice as long: ±10 % so that many do not ask in step."""
+        rests = {slot for slot in self.complaints if self.again.get(slot, -inf) > now.boot}
+        self.resting = set() if self.asks_all else rests
         is_first = self.patience_s == ASK.first_s                 # a lease is renewed where it was got, at first
         effects = self.lookups(now) if self.state is not State.RENEWING or not self.places() or not is_first else []
         jitter = 0.9 + 0.2 * self.rand(1)[0] / 255
@@ -7111,8 +7118,8 @@ class Roles:
             network, single = own.network(own.length), own._replace(length=WIDTH[own.version])
             if not network.overlaps(prefix) or (self.links.names.get(index, ""), own) in ours:
                 continue
-            is_left = single == prefix or (prefix.holds(single)
-                                           and ((index, own) in self.links.fading or prefix in before))
+            is_fading = (index, own) in self.links.fading and (index, own) in self.links.timed
+            is_left = single == prefix or (prefix.holds(single) and (is_fading or prefix in before))
             if not is_left:
                 return f"overlaps {network} on {self.links.names.get(index, index)}"
         contact, way = self.grantees[name].contact, self.grantees[name].way
@@ -7494,9 +7501,8 @@ class Node(Roles):
         for thing in found["made"]:
             # Of another boot nothing is there any more.  But wg-quick, told to save what it finds (SaveConfig), has
             # saved what we had made on its interface, and made it again.
-            if run.boot == self.boot or isinstance(thing, WgPeer | AllowedIp | Address):
-                self.made[thing_key(thing)] = thing._replace(link=0) if run.boot != self.boot and \
-                    isinstance(thing, Address) else thing
+            if run.boot == self.boot or isinstance(thing, WgPeer | AllowedIp):
+                self.made[thing_key(thing)] = thing
             else:
                 self.outdated.append(key_of(made_record(thing)))
         if found["recovering"]:
@@ -8413,8 +8419,8 @@ class Log:
             if not poller.poll(0):
                 self.unread += 1
                 return
-            if self.unread:
-                os.write(fd, f"lost lines={self.unread}: nobody has read them\n".encode())
+            if self.unread:                                       # in one write: two might not have room
+                data = f"lost lines={self.unread}: nobody has read them\n".encode() + data
                 self.unread = 0
             os.write(fd, data if len(data) <= MAX_LINE else data[: MAX_LINE - 4] + b"...\n")
         except OSError:
@@ -10722,8 +10728,8 @@ class Installer(Talker):
         if isinstance(thing, Address):                            # what lasts is the operator's; else left of a lease
             links = self.kernel.links
             there = links.index(thing.dev), thing.address
-            return not self.kernel.has(thing) or there in links.fading or (thing.address.is_address
-                                                                          and there in links.timed)
+            return not self.kernel.has(thing) or (there in links.timed
+                                                  and (there in links.fading or thing.address.is_address))
         return thing not in others if isinstance(thing, Neighbour) else not self.kernel.has(thing)
 
     def may_use(self, dev: str, flags: int) -> bool:
@@ -10888,7 +10894,10 @@ class Daemon(Installer):
         grantor = self.node.grantor
         try:
             if self.store.why_not:                                # perhaps it can be written by now
-                self.store.acquire()
+                try:
+                    self.store.acquire()
+                except Fatal as wrong:
+                    self.store.why_not = str(wrong)
             if not self.store.why_not:
                 self.store.rewrite(self.node.records(clean, now))
                 if grantor.disk_full or self.node.forgetful:
@@ -11789,7 +11798,12 @@ def clean(options: Options) -> int:
     store.acquire()
     now = clock_now()
     read = store.read()
-    things = [made_of(record) for _, record in read[0].values() if record["kind"] == "made"] if read else []
+    things: list[Thing] = []
+    for _, record in read[0].values() if read else ():
+        try:
+            things += [made_of(record)] if record["kind"] == "made" else []
+        except (AttributeError, LookupError, TypeError, ValueError) as why:
+            log.warning("damaged file=%s text=%s (%s)", config.leases, json.dumps(record)[:200], why)
     made = {thing_key(thing): thing for thing in things}
     kernel = Kernel(config.mark, devices_of(config))
     kernel.busybox = is_busybox()

@@ -287,10 +287,22 @@ def test_what_is_not_taken_is_given_back_and_asked_for_again_later_and_later() -
         leaf.grantee.answered(ask, ddpd.Answer(stamp=1, status=0, version=1), boot, at(boot), lambda _: "")
         gaps.append(round(leaf.grantee.timer - boot + ddpd.GIVE_BACK_S))
         boot = leaf.grantee.timer
+        leaf.grantee.woke(at(boot))
         assert [want.slot for want in leaf.grantee.ask(1, b"run-----", P1).wants] == [0]
     assert gaps == [60, 120, 240, 480, 960, 1920, 3600, 3600]
     leaf.answer(grant(), boot=boot)
     assert leaf.grantee.untaken_s == {} and leaf.held() == {str(P1): True}
+
+
+def test_a_renewal_does_not_ask_for_what_was_not_taken_before_its_time() -> None:
+    leaf = Leaf("::/56\n  ::/60")
+    leaf.answer(grant(), grant(1, ddpd.parse_prefix("2001:db8:9::/64")), times=(3, 60))
+    leaf.grantee.woke(at(leaf.grantee.timer))                    # given back
+    leaf.answer(grant(), boot=T0 + 2.5, times=(3, 60))
+    leaf.grantee.woke(at(leaf.grantee.t1_at))
+    assert [want.slot for want in leaf.grantee.ask(1, b"run-----", P1).wants] == [0]
+    leaf.grantee.step(Event.RENEW, at(T0 + 6))
+    assert [want.slot for want in leaf.grantee.ask(1, b"run-----", P1).wants] == [0, 1]
 
 
 def test_who_is_told_to_ask_again_gives_nothing_back() -> None:

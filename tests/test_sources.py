@@ -112,6 +112,10 @@ def test_a_tunnel_that_has_only_a_leased_address_is_asked_from_that() -> None:
     assert chosen("2001:db8:a::1", TUN, [LOOP, inside], [lease]) == "2001:db8:a:100::7"
     assert chosen("2001:db8:a::1", TUN, [LOOP, put(inside, "deprecated")], [lease]) == "2001:db8:a:100::7"
     assert chosen("2001:db8:a::1", WAN, [LOOP, Own(WAN, inside.text)], [lease]) == "", "not elsewhere"
+    for others in ([WAN_6], [LAN_6], [LAN_6, WAN_6, LOOP_6]):     # of which the tunnel knows nothing
+        assert chosen("2001:db8:a::1", TUN, [*others, inside], [lease]) == "2001:db8:a:100::7"
+    own = Own(TUN, "2001:db8:7::7/64")
+    assert chosen("2001:db8:a::1", TUN, [WAN_6, inside, own], [lease]) == "2001:db8:7::7", "one that is not leased"
 
 
 def test_what_is_in_use_stays_while_it_is_as_good() -> None:

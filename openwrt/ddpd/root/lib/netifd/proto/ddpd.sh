@@ -221,7 +221,7 @@ proto_ddpd_renew() {
 
 # ERROR: with what code the daemon has ended by itself.  netifd kills us after 5 s.
 proto_ddpd_teardown() {
-	local left=30 networks
+	local left=3 networks
 	proto_kill_command "$1"
 	/lib/netifd/ddpd.script down "$1"
 	if [ -n "$ERROR" ]; then
@@ -233,7 +233,7 @@ proto_ddpd_teardown() {
 	if [ -n "$networks" ] && ! echo "$networks" | grep -qxF "$1"; then       # it was deleted
 		while [ "$left" -gt 0 ] && ddpd_runs "$DDPD_RUN/if-$1.sock"; do
 			left=$((left - 1))
-			sleep 0.1
+			sleep 1             # of BusyBox, which knows no fractions
 		done
 		[ "$left" = 0 ] || ddpd_forget "$1"
 	fi
