@@ -171,6 +171,7 @@ DOOR_LINE:      Final = 4096           # bytes of its lines
 DOOR_MESSAGE:   Final = 8192           # ... and of all of it
 BUSY_S:         Final = 60             # seconds that a file of pins may be locked by who writes it ...
 RETRY_BUSY_S:   Final = 0.5            # ... and between two tries to read it
+SQLITE_S:       Final = 30.0           # seconds that SQLite may take for all rows of a file of pins
 RETRY_DISK_S:   Final = 10             # seconds between two tries to write what could not be written
 DUPLICATE_S:    Final = 3              # seconds until an address that another host has is tried again
 LINE:           Final = 384            # bytes of a line in the lease file
@@ -8756,9 +8757,13 @@ class FilesOnDisk(Files):
         try:
             with closing(sqlite3.connect(f"file:{place}?mode=ro", timeout=0.0, uri=True)) as db:
                 db.text_factory = lambda data: data.decode("utf-8", "replace")
+                until = time.monotonic() + SQLITE_S               # a view may have no end
+                db.set_progress_handler(lambda: time.monotonic() > until, 100_000)
                 for n, row in enumerate(db.execute("SELECT id, address, prefix FROM assignments"), 1):
                     yield PinRow(file, n, *("" if part is None else str(part).strip() for part in row))
         except sqlite3.OperationalError as why:
+            if "interrupted" in str(why):
+                raise ConfigError(f"{file}: its rows have no end within {SQLITE_S:g} s") from None
             raise (BusyFileError if "locked" in str(why) else ConfigError)(f"{file}: {why}") from None
         except (sqlite3.Error, MemoryError, OverflowError, UnicodeError) as why:
             raise ConfigError(f"{file}: {str(why) or type(why).__name__}") from None

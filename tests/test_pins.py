@@ -361,6 +361,18 @@ def test_a_table_with_other_columns(site: Site, table: str) -> None:
     assert owned(site.load()) == {"2001:db8:42:100::/56": "alice"}
 
 
+@pytest.mark.parametrize("columns", ["n, n, n", "count(*), '', ''"])
+def test_a_view_without_an_end_is_given_up(site: Site, monkeypatch: pytest.MonkeyPatch, columns: str) -> None:
+    path = str(site.folder / "pins.sqlite")
+    site.files = [path]
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute(f"CREATE VIEW assignments(id, address, prefix) AS WITH RECURSIVE endless(n) AS "
+                   f"(SELECT 1 UNION ALL SELECT n + 1 FROM endless) SELECT {columns} FROM endless")
+    monkeypatch.setattr(ddpd, "SQLITE_S", 0.1)
+    with pytest.raises(ddpd.ConfigError, match=r"pins.sqlite: its rows have no end within 0.1 s"):
+        site.load()
+
+
 @pytest.mark.parametrize("name", ["a b.sqlite", "a%20b.sqlite", "a?mode=rw.sqlite", "a#b.sqlite", "pins.csv"])
 def test_sqlite_is_told_by_its_first_bytes_whatever_its_name(site: Site, name: str) -> None:
     site.sqlite(("alice", None, "2001:db8:42:100::/56"), name=name)
