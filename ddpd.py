@@ -39,7 +39,7 @@ from _blake2 import blake2s  # `hashlib` would load libcrypto, 3 MB, for the sam
 from _operator import _compare_digest as equal  # hmac.compare_digest, without what `hmac` imports
 from bisect import bisect_left
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Container, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from copy import copy
 from dataclasses import dataclass, field, fields, replace
@@ -129,10 +129,10 @@ MAX_CONTROL:    Final = 65_536         # bytes of a control message towards the 
 MAX_SHOWN:      Final = 2_000          # leases in one `status` (`leases` shows all)
 FILE_ROWS:      Final = 500            # ... in a status file
 AT_ONCE:        Final = 500            # leases that end, or are reviewed, before asks are heard again
-FEW:            Final = 1000           # rows read between two pauses; pins that change one by one
+PIN_BATCH:      Final = 1000           # pins that change one by one; more: the pools are built anew
 REVOKED_S:      Final = 60             # seconds until who was revoked something may have something else
 FADED_S:        Final = 60             # T1 of leases of which nothing is preferred: the grantor's own is silent
-SLICE_S:        Final = 0.02           # seconds of reading a new configuration, before asks are heard again
+SLOW_LINKS_S:   Final = 0.02           # seconds for a look at the links: where it takes longer, they are looked at less
 HANDLER_S:      Final = 1.0            # seconds that a handler of the site may take
 SLOW_S:         Final = 0.05           # ... and after which its slowness is logged
 MAX_UNWRITTEN:  Final = 10_000         # lines that wait for an accounting log that cannot be written
@@ -688,10 +688,14 @@ def keypair(secret: bytes) -> KeyPair:
 
 
 def dh(secret: bytes, public: bytes) -> bytes:
-    """The only curve operation with a point from the network.  An all-zero result is a low-order point's."""
-    if len(public) != KEY_LEN or lib.crypto_scalarmult(RESULT, secret, public) != 0:
+    """The only curve operation with a point from the network.  An all-zero result is a low-order point's.
+
+    In a buffer of its own: keys are checked in the thread that reads a configuration, too.
+    """
+    result = ffi.new("unsigned char[]", KEY_LEN)
+    if len(public) != KEY_LEN or lib.crypto_scalarmult(result, secret, public) != 0:
         raise Drop("low-order point")
-    shared: bytes = ffi.buffer(RESULT, KEY_LEN)[:]
+    shared: bytes = ffi.buffer(result)[:]
     if shared == ZEROS:
         raise Drop("low-order point")
     return shared
@@ -1047,14 +1051,12 @@ class Pins:
         self.come: list[Prefix] = []
         self.lost = 0                                             # that somebody had, and has no longer
 
-    def compare(self) -> Generator[None, None, None]:
+    def compare(self) -> None:
         """Both are in order, so one walk along them does."""
         if self.before is None:
             return
         old, new, at = self.before, self, 0
-        for n, (pin, owner) in enumerate(zip(old.ordered, old.owners, strict=True)):
-            if n % FEW == 0:
-                yield
+        for pin, owner in zip(old.ordered, old.owners, strict=True):
             come = at
             while at < len(new.ordered) and new.ordered[at] < pin:
                 at += 1
@@ -1954,21 +1956,10 @@ def is_leasable(prefix: Prefix, pool: Prefix) -> bool:
 # ==== CONFIG ========================================================= pure ====
 #
 # An INI file becomes typed values here, at the door; with it come the folder of
-# grantees and the files of pins.  Large ones are read while asks are answered: what is
-# long is a generator that pauses (yields nothing) now and then, and returns its result.
+# grantees and the files of pins.  At a reload all of it runs in a thread, while asks are
+# answered: nothing here changes anything that the daemon uses.
 
-Steps = Generator[None, None, T]
 MAX_NAMED: Final = 1000                  # bad rows that are named, each in a line
-
-
-def finished(steps: Steps[T]) -> T:
-    """The result, without pauses."""
-    try:
-        while True:
-            next(steps)
-    except StopIteration as done:
-        result: T = done.value
-        return result
 
 
 @cache
@@ -2059,13 +2050,11 @@ def section_of(file: str, number: int, line: str) -> Section:
     return section
 
 
-def read_sections(text: str, file: str, head: str = "") -> Steps[list[Section]]:
+def read_sections(text: str, file: str, head: str = "") -> list[Section]:
     """The file's shape: sections, keys, continued lines.  `head`: of the section in which it begins."""
     sections: list[Section] = [Section(file, head, 1)] if head else []
     key = ""
     for number, written in enumerate(text.split("\n"), 1):
-        if number % 500 == 0:
-            yield
         line = without_comment(written)
         if not line:
             continue
@@ -2362,11 +2351,9 @@ class Draft:
         self.agreements[agreement.key] = agreement
         self.keys[agreement.name] = agreement.key
 
-    def read_folder(self, files: Iterable[GranteeFile]) -> Steps[None]:
+    def read_folder(self, files: Iterable[GranteeFile]) -> None:
         """A bad file costs nobody else anything: it is named, and what it said before goes on."""
-        for n, (file, name, read) in enumerate(files):
-            if n % 20 == 0:
-                yield
+        for file, name, read in files:
             text = ""
             try:
                 text = read()
@@ -2380,7 +2367,7 @@ class Draft:
 
     def read_grantee(self, file: str, name: str, text: str) -> None:
         head = "" if head_in(text) else section_of(file, 1, f"[grantee {name}]").head
-        for section in finished(read_sections(text, file, head)):
+        for section in read_sections(text, file, head):
             section.check("", section.kind != "grantee", "only a [grantee] stands here")
             agreement = read_agreement(section, self.pools)
             section.check("", agreement.name in self.keys, "a grantee of this name stands elsewhere too")
@@ -2402,10 +2389,8 @@ class Draft:
     def place(self, order: int) -> str:
         return f"{self.files[order >> 48]}:{order >> 16 & 0xFFFFFFFF}"
 
-    def read_pins(self, rows: Iterable[PinRow | str]) -> Steps[None]:
-        for n, row in enumerate(rows):
-            if n % 500 == 0:
-                yield
+    def read_pins(self, rows: Iterable[PinRow | str]) -> None:
+        for row in rows:
             if isinstance(row, str):
                 self.skip(row)
                 continue
@@ -2428,42 +2413,36 @@ class Draft:
             self.unknown.append(text)
         return b""
 
-    def pins(self) -> Steps[Pins]:
+    def pins(self) -> Pins:
         """All of them; of two that overlap, the one that stands later is left out."""
         if self.stale:
             known = {(pin, owner) for pin, _, owner in self.places}
             self.places += [(pin, order + n, old.key) for order, old in self.stale for n, pin in enumerate(old.pins)
                             if (pin, old.key) not in known]
-        runs = [self.places[at : at + FEW] for at in range(0, len(self.places), FEW)]
+        # Sorting holds the interpreter: in runs, so that nobody waits for 100,000.
+        runs = [sorted(self.places[at : at + PIN_BATCH]) for at in range(0, len(self.places), PIN_BATCH)]
         self.places = []
-        for run in runs:                                          # sorted at once, 100,000 would be a long pause
-            run.sort()
-            yield
         kept: list[PlacedPin] = []
         group: list[PlacedPin] = []                               # the first, and what lies inside of it
-        for n, row in enumerate(merge(*runs)):
-            if n % FEW == 0:
-                yield
+        for row in merge(*runs):
             if group and not group[0][0].holds(row[0]):
-                kept += yield from self.apart(group)
+                kept += self.apart(group)
                 group = []
             group.append(row)
-        kept += yield from self.apart(group)
-        yield from self.hand_out(kept)
+        kept += self.apart(group)
+        self.hand_out(kept)
         pins = Pins([row[0] for row in kept], [row[2] for row in kept], self.before.pins if self.before else None)
-        yield from pins.compare()
+        pins.compare()
         return pins
 
-    def apart(self, group: list[PlacedPin]) -> Steps[list[PlacedPin]]:
+    def apart(self, group: list[PlacedPin]) -> list[PlacedPin]:
         """In the order in which they stand: what overlaps none that is kept is kept."""
         if len(group) < 2:
             return group
         lengths = {row[0].length for row in group}
         taken: dict[Prefix, PlacedPin] = {}
         around: dict[Prefix, PlacedPin] = {}                      # what holds one that is taken
-        for n, row in enumerate(sorted(group, key=itemgetter(1))):
-            if n % FEW == 0:
-                yield
+        for row in sorted(group, key=itemgetter(1)):
             holding = [row[0].network(length) for length in lengths if length <= row[0].length]
             good = around.get(row[0]) or next((taken[pin] for pin in holding if pin in taken), None)
             if good is None:
@@ -2473,24 +2452,25 @@ class Draft:
                 self.skip(f"{self.place(row[1])}: skipped: {row[0]} overlaps {good[0]} of {self.place(good[1])}")
         return sorted(taken.values())
 
-    def hand_out(self, kept: list[PlacedPin]) -> Steps[None]:
+    def hand_out(self, kept: list[PlacedPin]) -> None:
         """Each agreement gets its pins, in the order in which they stand."""
         of: dict[bytes, list[tuple[int, Prefix]]] = {}
         for pin, order, owner in kept:
             if owner:
                 of.setdefault(owner, []).append((order, pin))
-        yield
-        for n, (key, agreement) in enumerate(self.agreements.items()):
-            if n % 500 == 0:
-                yield
+        for key, agreement in self.agreements.items():
             pins = tuple(pin for _, pin in sorted(of.get(key, ()), key=itemgetter(0)))
             if pins != agreement.pins:
                 self.agreements[key] = replace(agreement, pins=pins)
 
 
-def reading(text: str, file: str, files: Files, before: Config | None) -> Steps[Config]:
-    """Text to values; ConfigError names the first thing that is wrong."""
-    sections = yield from read_sections(text, file)
+def read_config(text: str, file: str, files: Files | None = None, before: Config | None = None) -> Config:
+    """Text to values; ConfigError names the first thing that is wrong.
+
+    files: what reads the files that it names; None: it may name none.  before: the configuration that it replaces.
+    """
+    files = files or Files()
+    sections = read_sections(text, file)
     check_unique(sections)
     of = {kind: [s for s in sections if s.kind == kind] for kind in SETTINGS}
     main = (of["ddpd"] or [Section(file, "ddpd", 1)])[0].parsed()
@@ -2504,19 +2484,17 @@ def reading(text: str, file: str, files: Files, before: Config | None) -> Steps[
     check_apart(sections, [(s, "prefix", draft.pools[s.name].prefix) for s in of["pool"]
                            if draft.pools[s.name].follows is None])
     pinned = []
-    for n, section in enumerate(of["grantee"]):
-        if n % 200 == 0:
-            yield
+    for section in of["grantee"]:
         agreement = read_agreement(section, draft.pools)
         draft.admit(agreement)
         pinned += [(section, "pin", pin) for pin in agreement.pins]
         draft.add_pins(agreement.pins, file, section.line, agreement.key)
     check_apart(sections, pinned)
     if main["grantees"]:
-        yield from draft.read_folder(files.grantees(main["grantees"]))
+        draft.read_folder(files.grantees(main["grantees"]))
     for name in main["pins"]:
-        yield from draft.read_pins(files.pins(name))
-    pins = yield from draft.pins()
+        draft.read_pins(files.pins(name))
+    pins = draft.pins()
     listen = main["listen"] or ((HostPort("::", PORT),) if draft.pools else ())
     return Config(file, main["key"], listen, main["leases"], main["control"], main["mark"], main["load"],
                   main["hold"], main["accounting"] or "", main["status"] or "", main["handlers"] or "", main["rate"],
@@ -2524,11 +2502,6 @@ def reading(text: str, file: str, files: Files, before: Config | None) -> Steps[
                   tuple(draft.pools.values()), draft.agreements, contacts, ndp,
                   read_guards(of["wireguard"], draft.pools, main["key"], {section.name for section in of["tunnel"]}),
                   all_needs(sections, main["grantees"] or ""), pins, tuple(draft.skipped), tuple(draft.unknown))
-
-
-def read_config(text: str, file: str) -> Config:
-    """At once, and alone."""
-    return finished(reading(text, file, Files(), None))
 
 
 def devices_of(config: Config) -> frozenset[str]:
@@ -3801,7 +3774,7 @@ class Stock:
         gone, come = [*gone, *(self.holes - holes)], [*come, *(holes - self.holes)]
         self.pools, self.holes, self.pins = pools, frozenset(holes), pins
         pins.before, pins.gone, pins.come = None, [], []          # what was compared may be forgotten
-        if not (known and same) or len(gone) + len(come) > FEW or not self.adjust(gone, come):
+        if not (known and same) or len(gone) + len(come) > PIN_BATCH or not self.adjust(gone, come):
             self.rebuild()
 
     def adjust(self, gone: Iterable[Prefix], come: Iterable[Prefix]) -> bool:
@@ -7929,8 +7902,8 @@ def leases_by(node: Node, what: str) -> Iterable[Lease]:
         if peer is None:
             raise
         return list(peer.leases)
-    few = list(islice(stock.overlapping(place), FEW)) if place else []
-    if place and len(few) < FEW:
+    few = list(islice(stock.overlapping(place), PIN_BATCH)) if place else []
+    if place and len(few) < PIN_BATCH:
         return few
     return (lease for lease in list(stock.leased.values()) if place is None or place.overlaps(lease.prefix))
 
@@ -8769,18 +8742,12 @@ class FilesOnDisk(Files):
             raise ConfigError(f"{file}: {str(why) or type(why).__name__}") from None
 
 
-def loading(path: str, before: Config | None) -> Steps[Config]:
-    """The whole configuration, with pauses."""
-    config = yield from reading(read_text(path), path, FilesOnDisk(), before)
-    return config
-
-
-def load_config(path: str) -> Config:
-    """At once; a file that is locked is waited for, as long as that may take a job that writes it."""
+def load_config(path: str, before: Config | None = None) -> Config:
+    """A file that is locked is waited for, as long as that may take a job that writes it."""
     until = time.monotonic() + BUSY_S
     while True:
         try:
-            return finished(loading(path, None))
+            return read_config(read_text(path), path, FilesOnDisk(), before)
         except BusyFileError as why:
             if time.monotonic() >= until:
                 raise
@@ -10827,15 +10794,14 @@ class Daemon(Installer):
         self.showed = False                                       # ... and whether there is one
         self.node.grantor.site = load_handlers(config.handlers)
         self.unwritten: list[str] = []                            # of the accounting log
-        self.loading: Steps[Config] | None = None
-        self.load_at = self.busy_until = -inf                     # when to go on; how long a locked file is waited for
-        self.forced = self.load_again = False
+        self.is_reading = self.read_again = self.forced = False   # a new configuration, in a thread
+        self.read: list[Config | Exception] = []                  # ... its result
         self.reloaders: list[Control] = []                        # who wait for the end of a reload
 
     # -- start and end -------------------------------------------------------------------
 
     def start(self) -> None:
-        self.wake = self.catch_signals()
+        self.wake, self.waker = self.catch_signals()
         gc.disable()                                              # 100,000 leases are no garbage: do not look
         now = clock_now()
         self.restore(now)
@@ -11095,7 +11061,6 @@ class Daemon(Installer):
         sockets += [self.kernel.monitor] if self.links_at <= now.boot else []
         sockets += [self.kernel.routes] if self.config.contacts and self.routes_at == inf else []
         writing = [*(control.sock for control in self.controls.open if control.unsent), *self.doors.writing()]
-        until = min(until, self.load_at) if self.loading is not None else until
         until = -inf if any(c.rows for c in self.controls.open if not c.unsent) else until
         return self.answer_until(until, sockets, writing)
 
@@ -11119,7 +11084,7 @@ class Daemon(Installer):
         if self.kernel.monitor in readable:
             events.append(self.kernel_changed(now))
             took_s = clock_now().boot - now.boot
-            self.links_at = now.boot + 10 * took_s if took_s > SLICE_S else -inf       # where there are very many
+            self.links_at = now.boot + 10 * took_s if took_s > SLOW_LINKS_S else -inf       # where there are very many
         if self.kernel.routes in readable and self.routes_at == inf:
             self.routes_at = now.boot + self.routes_s
         if now.boot >= self.peers_at:
@@ -11262,17 +11227,18 @@ class Daemon(Installer):
             self.install(now)
         if now.boot >= self.status_at:
             self.show_status(now)
-        if self.loading is not None and now.boot >= self.load_at:
-            self.load_on(now)
+        if self.read:
+            self.finish_reload(self.read.pop(), now)
 
     # -- signals -------------------------------------------------------------------------
 
-    def catch_signals(self) -> int:
+    def catch_signals(self) -> tuple[int, int]:
+        """The two ends of a pipe that wakes us."""
         readable, writable = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(writable, warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD):
             signal.signal(number, lambda n, _: self.signals.append(n))
-        return readable
+        return readable, writable
 
     def signalled(self, number: int, now: Now) -> list[Effect]:
         if number in (signal.SIGTERM, signal.SIGINT):
@@ -11294,38 +11260,40 @@ class Daemon(Installer):
         self.stopping = True
         return [effect for grantee in giving for effect in self.node.operate(Event.RELEASE, grantee.contact.name, now)]
 
-    # -- reload: read in slices, then taken over at once -----------------------------------
+    # -- reload: read in a thread, then taken over at once ---------------------------------
 
     def reload(self, forced: bool = False) -> None:
-        if self.loading is None:
-            self.loading = loading(self.config.file, self.config)
-            self.load_at, self.busy_until = -inf, clock_now().boot + BUSY_S
-        else:
-            self.load_again = True                                # the file has changed while it was read
         self.forced |= forced
-
-    def load_on(self, now: Now) -> None:
-        """Read some more of the new configuration."""
-        until, why, effects = time.monotonic() + SLICE_S, "", list[Effect]()
-        try:
-            while self.loading is not None and time.monotonic() < until:
-                next(self.loading)
+        if self.is_reading:
+            self.read_again = True                                # the file has changed while it was read
             return
-        except StopIteration as done:
-            why, effects = self.take_over(done.value, now)
-        except BusyFileError as wrong:
-            if now.boot < self.busy_until:
-                log.limited("busy", "waiting: %s", wrong, level=Level.NOTICE)
-                self.loading, self.load_at = loading(self.config.file, self.config), now.boot + RETRY_BUSY_S
-                return
-            why = str(wrong)
-        except ConfigError as wrong:
-            why = str(wrong)
-        self.loading = None
+        self.is_reading = True
+        try:
+            _thread.start_new_thread(self.read_configuration, ())
+        except RuntimeError as why:
+            self.read.append(ConfigError(f"{self.config.file}: {why}"))
+
+    def read_configuration(self) -> None:
+        """In a thread; the daemon goes on with the result when it wakes."""
+        try:
+            self.read.append(load_config(self.config.file, self.config))
+        except Exception as why:  # noqa: BLE001 - raised again in the daemon, if it is a defect
+            self.read.append(why)
+        os.write(self.waker, b".")
+
+    def finish_reload(self, read: Config | Exception, now: Now) -> None:
+        why, effects, self.is_reading = "", list[Effect](), False
+        if isinstance(read, Config):
+            why, effects = self.take_over(read, now)
+        elif isinstance(read, ConfigError):
+            why = str(read)
+        else:
+            raise read
         if why:
             log.error("reload refused why=\"%s\"", why)
-        if self.load_again:
-            self.load_again, self.loading = False, loading(self.config.file, self.config)
+        if self.read_again:
+            self.read_again = False
+            self.reload()
         else:
             self.forced = False
             for control in self.reloaders:

@@ -1019,7 +1019,7 @@ def hear_config(data: bytes) -> None:
     except UnicodeDecodeError:
         return                                                    # read_text says so
     try:
-        config = ddpd.finished(ddpd.reading(text, "f", Given(rest), None))
+        config = ddpd.read_config(text, "f", Given(rest))
     except ddpd.ConfigError as why:
         assert "\n" not in str(why), "more than one line"
         return
@@ -1027,7 +1027,7 @@ def hear_config(data: bytes) -> None:
                                          for line in text.split("\n")), "two grantees are one"
     used(config)
     with suppress(ddpd.ConfigError):
-        ddpd.finished(ddpd.reading(text, "f", Given(rest[1:]), config))
+        ddpd.read_config(text, "f", Given(rest[1:]), config)
 
 
 def values_seeds() -> list[bytes]:
@@ -1067,10 +1067,10 @@ def pins_of(data: bytes) -> None:
         path.write_bytes(data)
         draft = ddpd.Draft(None)
         try:
-            ddpd.finished(draft.read_pins(ddpd.FilesOnDisk().pins(str(path))))
+            draft.read_pins(ddpd.FilesOnDisk().pins(str(path)))
         except ddpd.ConfigError:
             return
-        pins = ddpd.finished(draft.pins())
+        pins = draft.pins()
         assert not any(one.overlaps(other) for one, other in pairwise(pins.ordered)), "overlap"
         assert pins.ordered == sorted(pins.ordered)
 

@@ -73,7 +73,7 @@ class Site:
 
     def load(self, before: ddpd.Config | None = None) -> ddpd.Config:
         path = self.write("ddpd.conf", self.text())
-        return ddpd.finished(ddpd.loading(path, before))
+        return ddpd.load_config(path, before)
 
     def hub(self) -> Hub:
         return self.feed(Hub(self.pools, self.who, self.more))
@@ -289,7 +289,7 @@ def test_rows_overlap_as_the_obvious_loop_says(rows: list[tuple[int, int]]) -> N
     """One that is skipped costs none that it overlaps."""
     base = P("2001:db8:42::/56").first
     pins = [ddpd.Prefix(6, base + (n << 68), 60).network(length) for n, length in rows]
-    config = ddpd.finished(ddpd.reading("[ddpd]\npins = f\n", "t", Rows(pins), None))
+    config = ddpd.read_config("[ddpd]\npins = f\n", "t", Rows(pins))
     assert config.pins.ordered == obvious(pins)
     assert len(config.skipped) == len(pins) - len(obvious(pins))
 
@@ -407,8 +407,9 @@ def test_a_broken_sqlite_file_is_named(site: Site, spoil: Callable[[bytes], byte
     assert str(caught.value).startswith(f"{path}: ")
 
 
-def test_a_database_that_another_has_locked_does_not_stop_the_daemon(site: Site) -> None:
-    """It is read between asks: it is refused at once, not waited for."""
+def test_a_database_that_another_has_locked_is_waited_for_but_not_for_ever(
+        site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ddpd, "BUSY_S", 0.1)
     path = site.sqlite(*ROWS[:3])
     with closing(sqlite3.connect(path)) as db:
         db.execute("BEGIN EXCLUSIVE")

@@ -209,8 +209,8 @@ def test_every_option_becomes_its_line(router: Router) -> None:
     router.write("etc/ddpd/other", router.read("etc/ddpd/key"), 0o600)
     router.write("etc/config/ddpd", text)
     assert router.init("start").returncode == 0, router.log()
-    sections = {section.kind: section for section in ddpd.finished(ddpd.read_sections(
-        router.read("var/run/ddpd/ddpd.conf"), "f")) if section.name != "Other.pool"}
+    sections = {section.kind: section for section in ddpd.read_sections(
+        router.read("var/run/ddpd/ddpd.conf"), "f") if section.name != "Other.pool"}
     heads = {"pool": "home", "grantee": "alice.lap-top", "grantor": "exit1", "ndp": "eth0", "wireguard": "wg0",
              "tunnel": "wg1", "ddpd": ""}
     assert {kind: section.name for kind, section in sections.items()} == heads
