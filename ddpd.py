@@ -1554,7 +1554,7 @@ class Setting(NamedTuple):
 
 
 NEAREST: Final = 0                       # the rank that is measured
-HOOK_STYLES: Final = ("ddpd", "odhcp6c", "ahcpd")
+HOOK_STYLES: Final = ("ddpd", "odhcp6c")
 HANDED: Final = ("resolv", "dnsmasq", "radvd", "dhcp")            # files for others
 GLOBAL, LOCAL, LINKLOCAL = parse_prefix("2000::/3"), parse_prefix("fc00::/7"), parse_prefix("fe80::/10")
 LINKLOCAL4, LOOPBACK, LOOPBACK4 = parse_prefix("169.254.0.0/16"), parse_prefix("::1"), parse_prefix("127.0.0.0/8")
@@ -1628,7 +1628,7 @@ SETTINGS: Final[dict[str, dict[str, Setting]]] = {
         "rank":      Setting(optional(parse_rank), "", "of the ranked, only the first that lives is preferred"),
         "install":   Setting(yes_no, "yes", "no: leave the kernel alone, only call the hook"),
         "hook":      Setting(str, "", "program to run at every change"),
-        "hook_style": Setting(parse_style, "ddpd", "whose hooks it is like: ddpd, odhcp6c, ahcpd"),
+        "hook_style": Setting(parse_style, "ddpd", "whose hooks it is like: ddpd or odhcp6c"),
         "accept":    Setting(many(parse_prefix), "2000::/3 fc00::/7 0.0.0.0/0", "grants outside of these are refused"),
         "hostname":  Setting(optional(name_word), "", "told to the grantor"),
         "keepalive": Setting(optional(duration), "", "ask at least this often: 25s behind a NAT"),
@@ -8129,7 +8129,7 @@ def metrics_text(said: Mapping[str, Any]) -> str:
 
 # ==== HANDING ON ===================================================== pure ====
 #
-# What others on this host are told: hooks of three styles, and files for resolvers.
+# What others on this host are told: hooks of two styles, and files for resolvers.
 
 
 def lasts(prefix: Prefix, prefers_until: float, valid_until: float, now: Now) -> str:
@@ -8209,27 +8209,7 @@ def odhcp6c_calls(grantee: Grantee, event: str, last: HookCall | None, now: Now)
     return [([dev, each], environment) for each in states] if dev else []
 
 
-def ahcpd_calls(grantee: Grantee, event: str, last: HookCall | None, now: Now) -> list[HookCall]:
-    """`stop` with what was told before, then `start`; nothing if it knows that already."""
-    def of(version: int, addresses: bool) -> str:
-        found = [held.prefix for held in grantee.held
-                 if held.current and held.prefix.version == version and held.prefix.is_address == addresses]
-        return " ".join(prefix.host if addresses else str(prefix) for prefix in found)
-    told = {"AHCP_IPv6_ADDRESS": of(6, addresses=True), "AHCP_IPv4_ADDRESS": of(4, addresses=True),
-            "AHCP_IPv6_PREFIX_DELEGATION": of(6, addresses=False),
-            "AHCP_IPv4_PREFIX_DELEGATION": of(4, addresses=False),
-            "AHCP_INTERFACES": grantee.way.reach.dev if grantee.way else "", "AHCP_DEBUG_LEVEL": "1",
-            "AHCP_NAMESERVER": " ".join(advised([grantee], "dns")),
-            "AHCP_NTP_SERVER": " ".join(advised([grantee], "ntp"))}
-    before = last[1] if last is not None and last[0] == ["start"] else {}
-    has = any(held.current for held in grantee.held) and event != "stopped"
-    if has and told.items() <= before.items():
-        return []
-    stop = [(["stop"], before)] if before else []
-    return [*stop, *([(["start"], environment_of(grantee, event, now) | told)] if has else [])]
-
-
-HOOK_CALLS: Final = dict(zip(HOOK_STYLES, (ddpd_calls, odhcp6c_calls, ahcpd_calls), strict=True))
+HOOK_CALLS: Final = dict(zip(HOOK_STYLES, (ddpd_calls, odhcp6c_calls), strict=True))
 LESSER: Final = ("renewed", "rebound", "ranked", "silent")   # events that do not hide one that waits
 
 
@@ -8772,59 +8752,31 @@ HOOK_NAMES: Final = {"looking_glass"} | {f"{when}_{stage}" for when in ("before"
 LIKE_HOOKS: Final = ("befor", "instead", "after", "looking")
 
 
-def ignored(_: object) -> None:
-    """Of what has nothing to say: a looking glass, a file while it is read."""
-
-
-# What becomes of what a handler returns.
+# What becomes of what a handler returns.  A looking glass has nothing to say.
 READS_SITE: Final[dict[str, Callable[[object], Any]]] = {
-    name: site_options if name.endswith("_options") else ignored if name == "looking_glass" else site_outcome
-    for name in HOOK_NAMES}
-
-
-TraceFunction = Callable[[FrameType, str, Any], Any]
+    name: site_options if name.endswith("_options") else site_outcome for name in HOOK_NAMES} | {
+    "looking_glass": lambda _: None}
 
 
 class TooLongError(BaseException):
     """Of a handler; no `except Exception` of its own is to catch it."""
 
 
-def run_site(read: Callable[[object], Any], call: Callable[[], object]) -> Any:
-    """All that is the site's runs below here: as far up as the alarm cuts."""
-    return read(call())
-
-
-def cut(_frame: FrameType, event: str, _arg: object) -> TraceFunction:
-    """Nothing runs any more: what is raised in a trace function is raised where that line stands."""
-    if event in ("line", "call"):
+def timed(call: Callable[[], T]) -> T:
+    """It returns, or raises, within HANDLER_S, unless it catches BaseException or waits where no signal reaches it."""
+    def cut(_number: int, _frame: FrameType | None) -> None:
         raise TooLongError
-    return cut
 
-
-def cut_short(_: int, frame: FrameType | None) -> None:
-    """The alarm.  Not only where it stands: whoever catches that is cut in the next line that it runs."""
-    inner: list[FrameType] = []
-    while frame is not None and frame.f_code is not run_site.__code__:
-        inner.append(frame)
-        frame = frame.f_back
-    if frame is None or not inner:
-        return                                                    # it has just ended
-    for one in inner:
-        one.f_trace = cut
-    sys.settrace(cut)
-    raise TooLongError
-
-
-def timed(read: Callable[[object], Any], call: Callable[[], object]) -> Any:
-    """It returns, or raises, within HANDLER_S, unless it waits where no signal reaches it."""
-    before = signal.signal(signal.SIGALRM, cut_short)
+    before = signal.signal(signal.SIGALRM, cut)
     try:
-        signal.setitimer(signal.ITIMER_REAL, HANDLER_S, 0.05)
-        return run_site(read, call)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, HANDLER_S, 0.05)
+            return call()
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)               # the alarm may come just now
     except TooLongError as why:
         raise TimeoutError(f"took longer than {HANDLER_S:g} s").with_traceback(why.__traceback__) from None
     finally:
-        sys.settrace(None)
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
 
@@ -8856,7 +8808,7 @@ def guarded(name: str, handler: SiteHandler) -> SiteHandler:
     def run_guarded(asked: Asked, so_far: Any) -> Any:
         begun = time.monotonic()
         try:
-            return timed(READS_SITE[name], lambda: handler(asked, so_far))
+            return timed(lambda: READS_SITE[name](handler(asked, so_far)))
         except SiteFailure:
             raise
         except BaseException as why:  # noqa: BLE001 - SystemExit too
@@ -8883,7 +8835,7 @@ def load_handlers(path: str) -> dict[str, SiteHandler]:
     found: dict[str, Any] = {"__name__": "handlers", "__file__": path, "Refuse": Refuse}
     try:
         code = compile(source, path, "exec")
-        timed(ignored, lambda: exec(code, found))  # noqa: S102 - that is what the operator asks for
+        timed(lambda: exec(code, found))  # noqa: S102 - that is what the operator asks for
     except BaseException as why:  # noqa: BLE001 - whatever a site's file does
         raise ConfigError(f"{path}:{line_in(path, why)}: {described(why)}") from None
     handlers = {name: thing for name, thing in found.items() if name.startswith(LIKE_HOOKS)}
@@ -10818,7 +10770,9 @@ class Daemon(Installer):
         seen = self.see_links()
         found = self.see_tunnels() if self.is_new and self.config.contacts else []
         self.ports.follow(now)
-        self.tell_lacking()
+        for line in (*lacking(self.config), *hindrances(self.config), *tunnel_hindrances(self.config),
+                     *lan_hindrances(self.config)):
+            log.warning("warning: %s", line)
         self.node.wanted.changed |= (self.kernel.installed.keys() - self.left) | self.node.wanted.things.keys()
         self.perform([found, self.node.start(now), seen])
         self.perform([self.see_peers(now)])                       # of interfaces that may have been made just now
@@ -11333,18 +11287,13 @@ class Daemon(Installer):
         self.neighbours_at = now.boot
         effects += self.see_peers(now)
         self.ports.follow(now)
-        self.tell_lacking()
+        for line in lacking(config):                              # `check` says what else may be in the way
+            log.warning("warning: %s", line)
         self.routes_at = now.boot                                 # other ways matter now
         self.hand_on(now)
         for name in self.network.dialled.keys() - self.node.grantees.keys():
             self.network.dialled.pop(name).sock.close()
         return "", effects
-
-    def tell_lacking(self) -> None:
-        """What of the configuration the system does not allow, or makes of no use."""
-        for line in (*lacking(self.config), *hindrances(self.config), *tunnel_hindrances(self.config),
-                     *lan_hindrances(self.config)):
-            log.warning("warning: %s", line)
 
     def tell_skipped(self) -> None:
         for line in self.config.skipped:

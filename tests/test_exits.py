@@ -399,25 +399,6 @@ def test_hooks_of_odhcp6c() -> None:
     assert ddpd.HOOK_CALLS["odhcp6c"](home.a, "released", (arguments, env), at(T0)) == []
 
 
-def test_hooks_of_ahcpd() -> None:
-    """start, and for each change stop with what was told before, then start."""
-    home = Home(ask="::/128\n  0.0.0.0/32")
-    home.a.way = way()
-    assert states(home, "ahcpd", "started", "stopped") == []
-    one = ddpd.parse_prefix("2001:db8:a::7")
-    home.answer("a", one, ddpd.parse_prefix("10.1.7.9"), dns=(ddpd.parse_host("192.0.2.53"),))
-    assert states(home, "ahcpd", "bound", "renewed", "faded", "silent", "stopped") == [["start"], ["stop"]]
-    [last] = ddpd.HOOK_CALLS["ahcpd"](home.a, "bound", None, at(T0))
-    assert {name: value for name, value in last[1].items() if name.startswith("AHCP_")} == {
-        "AHCP_IPv6_ADDRESS": "2001:db8:a::7", "AHCP_IPv4_ADDRESS": "10.1.7.9", "AHCP_INTERFACES": "up",
-        "AHCP_IPv6_PREFIX_DELEGATION": "", "AHCP_IPv4_PREFIX_DELEGATION": "", "AHCP_NAMESERVER": "192.0.2.53",
-        "AHCP_NTP_SERVER": "", "AHCP_DEBUG_LEVEL": "1"}
-    home.answer("a", ddpd.parse_prefix("2001:db8:a::8"), ddpd.parse_prefix("10.1.7.9"))
-    stop, start = ddpd.HOOK_CALLS["ahcpd"](home.a, "bound", last, at(T0))
-    assert (stop[0], stop[1]["AHCP_IPv6_ADDRESS"]) == (["stop"], "2001:db8:a::7")
-    assert (start[0], start[1]["AHCP_IPv6_ADDRESS"]) == (["start"], "2001:db8:a::8")
-
-
 def test_the_readme_names_every_variable_and_event() -> None:
     home = Home()
     home.a.way = way()

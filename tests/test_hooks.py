@@ -130,16 +130,16 @@ def test_the_end_is_told_but_not_waited_for_long(script: Script, tmp_path: Path,
 
 def test_another_style_begins_anew(script: Script, tmp_path: Path) -> None:
     """A reload may change it: what was told in one style says nothing of the other."""
-    hooked = Hooked(script("echo $* >>$out"), "hook_style = ahcpd")
+    hooked = Hooked(script("echo $* >>$out"), "hook_style = odhcp6c")
     hooked.home.a.way = ddpd.Way(ddpd.Reach("", "up"), "", is_up=True)
     hooked.home.answer("a", A)
     hooked.hooks.add("a", "bound")
     hooked.rest()
-    for style in "odhcp6c", "ddpd":
+    for style in "ddpd", "odhcp6c":
         hooked.home.a.contact = replace(hooked.home.a.contact, hook_style=style)
         hooked.hooks.add("a", "bound")
         hooked.rest()
-    assert said(tmp_path) == ["start", "up started", "up bound", "bound"]
+    assert said(tmp_path) == ["up started", "up bound", "bound", "up updated"]
 
 
 def test_a_script_of_odhcp6cs_runs_unchanged(script: Script, tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ VALUES: dict[str, dict[str, tuple[list[str], list[str]]]] = {
         "default": (["auto", "none", "auto redistribute", "dev wg0 redistribute", *REACHES],
                     ["redistribute", "auto x", *NO_REACHES]),
         "rank": (["1", "255", "nearest"], ["0", "256", "x"]), "hook": (["/etc/ddpd/hook"], []), "hostname": NAMES,
-        "keepalive": TIMES, "hook_style": (["ddpd", "odhcp6c", "ahcpd"], ["x"]),
+        "keepalive": TIMES, "hook_style": (["ddpd", "odhcp6c"], ["ahcpd"]),
         "suffix": (["::1", "::ffff:1", "0:0:0:0::9"], ["::", "2001:db8::1", "1.2.3.4", "x"]),
     },
     "ndp": {

@@ -455,7 +455,7 @@ function addGrantors(m) {
 	yesNo(s, 'advanced', 'release', _('Release'), _('Give all leases back when ddpd is told to end.'), 'no');
 	value(s, 'advanced', 'hook', _('Hook'), _('A program that is run at every change.'), { wrong: ddpd.pathWrong });
 	field(s, 'advanced', form.ListValue, 'hook_style', _('Style of the hook'), _('What it is told, and how.'),
-		{ choices: [ 'ddpd', 'odhcp6c', 'ahcpd' ], optional: true, placeholder: 'ddpd' });
+		{ choices: [ 'ddpd', 'odhcp6c' ], optional: true, placeholder: 'ddpd' });
 	named(s, 40, _('Where it has letters that the name of a section cannot have.'));
 }
 
