@@ -900,9 +900,10 @@ def padded(plain: bytes, size: int) -> bytes:
     return plain + bytes(size - len(plain)) if size > len(plain) else plain
 
 
-# ==== SETTINGS ======================================================= pure ====
+# ==== VALUES ========================================================== pure ====
 #
-# What can be configured, as types.
+# What can be written in a configuration, as types, and how each is written: text to a type, or a
+# ValueError that says what is wrong.
 
 
 class ConfigError(Exception):
@@ -945,6 +946,13 @@ class Proxied(NamedTuple):
         return " ".join(str(part) for part in self if part)
 
 
+class Proxying(NamedTuple):
+    """All that a [ndp] section answers for."""
+
+    leased: bool
+    rules: tuple[Proxied, ...]           # the longest prefix first
+
+
 class Lan(NamedTuple):
     """An interface that gets a subnet; number None: the lowest free one."""
 
@@ -971,225 +979,61 @@ class Follow(NamedTuple):
         return " ".join(str(part) for part in self if part not in ("", None))
 
 
-@dataclass(frozen=True)
-class Pool:
-    name: str
-    prefix: Prefix                       # NOWHERE: it follows something, and is not placed yet
-    give: tuple[int, ...]
-    reserve: tuple[Prefix, ...]
-    valid_s: float
-    preferred_s: float
-    renew_s: float
-    rebind_s: float
-    options: dict[str, Any]
-    share: tuple[int, int]               # (i, n)
-    regions: tuple[Prefix, ...] = ()     # ... and what of the prefix that is
-    follows: Follow | None = None
-    ends: float = inf                    # CLOCK_BOOTTIME: when what it follows ends ...
-    prefers: float = inf                 # ... and when that is preferred no longer
-
-    @property
-    def has_twins(self) -> bool:
-        return self.share != (1, 1)
-
-    def is_own(self, prefix: Prefix) -> bool:
-        """Is this of our share?"""
-        return any(region.holds(prefix) for region in self.regions)
-
-
-
-@dataclass(frozen=True, slots=True)
-class Agreement:
-    name: str
-    key: bytes                           # empty: of all peers of a WireGuard interface
-    pools: tuple[str, ...]               # their names
-    limit: int
-    lengths: tuple[int, ...]             # empty: all that the pools give
-    pins: tuple[Prefix, ...]
-    route: str | Reach                   # "auto", "none" or a Reach
-    total: tuple[Prefix, ...]            # of each family at most as much as this
-    bounds: tuple[float, float]          # shortest and longest valid lifetime
-    until: float                         # wall clock: when it is over
-    rate: Rate
-    was: tuple[bytes, ...] = ()          # its keys before
-
-
-@dataclass(frozen=True)
-class Guard:
-    """A [wireguard] section: an interface whose peers may ask."""
-
-    dev: str
-    agreement: Agreement
-    adds_peers: bool
-    port: int                            # with which it is made, if there is none; 0: it is not made
-    addresses: tuple[Prefix, ...]        # ... and its addresses then
-    endpoint: HostPort                   # told; no host: where they asked, port 0: the interface's own
-    allowed: tuple[Prefix, ...]          # told
-    keepalive_s: int                     # told; 0: not
-    dynamic: bool                        # the door of wg-dynamic is open
-    secret: str                          # the file of our private key
-
-
-@dataclass(frozen=True)
-class Tunnel:
-    """A [tunnel] section: a WireGuard interface, made from what a grantor says."""
-
-    dev: str
-    grantor: str
-    routes: tuple[Prefix, ...]
-    mtu: int                             # 0: the kernel's choice
-    secret: str                          # the file of our private key
-
-
-class Pins:
-    """The leases that the operator has fixed, in order; none overlaps another.  Made for 100,000 of them."""
-
-    def __init__(self, ordered: list[Prefix], owners: list[bytes], before: Pins | None = None) -> None:
-        self.ordered, self.owners = ordered, owners               # owner empty: of nobody configured here
-        self.before = before                                      # those that they replace ...
-        self.gone: list[Prefix] = []                              # ... and in what they differ
-        self.come: list[Prefix] = []
-        self.lost = 0                                             # that somebody had, and has no longer
-
-    def compare(self) -> None:
-        """Both are in order, so one walk along them does."""
-        if self.before is None:
-            return
-        old, new, at = self.before, self, 0
-        for pin, owner in zip(old.ordered, old.owners, strict=True):
-            come = at
-            while at < len(new.ordered) and new.ordered[at] < pin:
-                at += 1
-            self.come += new.ordered[come:at]
-            if at < len(new.ordered) and new.ordered[at] == pin:
-                self.lost += owner not in (b"", new.owners[at])
-                at += 1
-            else:
-                self.gone.append(pin)
-                self.lost += 1
-        self.come += new.ordered[at:]
-
-    def overlapping(self, prefix: Prefix) -> Iterator[tuple[Prefix, bytes]]:
-        """Those that this prefix overlaps, and whose they are."""
-        at = bisect_left(self.ordered, prefix)
-        if at and self.ordered[at - 1].holds(prefix):
-            yield self.ordered[at - 1], self.owners[at - 1]
-        while at < len(self.ordered) and prefix.holds(self.ordered[at]):
-            yield self.ordered[at], self.owners[at]
-            at += 1
-
-    def clear_for(self, key: bytes, prefix: Prefix) -> bool:
-        """It overlaps no pin, or lies inside of one of its own."""
-        return not self.ordered or all(owner == key and pin.holds(prefix) for pin, owner in self.overlapping(prefix))
-
-
-@dataclass(frozen=True)
-class Contact:
-    """A [grantor] section: somebody this node asks."""
-
-    name: str
-    key: bytes
-    addresses: tuple[HostPort, ...]
-    lines: tuple[Line, ...]
-    default: Default | None
-    rank: int | None
-    install: bool
-    hook: str
-    hook_style: str
-    accept: tuple[Prefix, ...]
-    hostname: str
-    keepalive_s: float
-    suffix: int
-    release: bool
-    tunnel: Tunnel | None = None
-
-    @property
-    def follows_way(self) -> bool:
-        """`default = auto`."""
-        return self.default is not None and self.default.reach is None
-
-
-@dataclass(frozen=True)
-class Ndp:
-    """A [ndp] section: neighbour solicitations heard on one interface."""
-
-    dev: str
-    leased: bool
-    rules: tuple[Proxied, ...]           # the longest prefix first
-    router: bool
-    source: str
-    by_kernel: bool                      # single addresses are the kernel's
-    autowire: bool
-    allow: tuple[Prefix, ...]
-    deny: tuple[Prefix, ...]
-    ttl_s: float
-
-    @property
-    def inner(self) -> list[str]:
-        """The interfaces on which neighbours are asked for."""
-        return sorted({rule.dev for rule in self.rules if rule.dev})
-
-    def refuses(self, target: Prefix) -> str:
-        """Why there is no answer for this address, whatever the rules say; or nothing."""
-        if any(prefix.holds(target) for prefix in self.deny):
-            return "denied"
-        return "not allowed" if self.allow and not any(prefix.holds(target) for prefix in self.allow) else ""
-
-    def hands_over(self, target: Prefix, leased_on: str | None) -> bool:
-        """Is the kernel to answer?  leased_on: the interface that the target is routed to, None: not leased."""
-        if not self.by_kernel or target.shape != (6, 128) or self.refuses(target):
-            return False
-        kind = next((rule.kind for rule in self.rules if rule.prefix == target), "")
-        leased_ = self.leased and leased_on is not None and kind != "never"
-        return leased_on != self.dev if leased_ else kind == "static"
-
-
-class Need(NamedTuple):
-    """A capability(7) without which the configuration cannot be carried out, and what says so."""
-
-    capability: str
-    where: str
-
-
-@dataclass(frozen=True)
-class Config:
-    file: str
-    key: str
-    listen: tuple[HostPort, ...]
-    leases: str
-    control: str
-    mark: int
-    load: int
-    hold_s: float
-    accounting: str
-    status: str
-    handlers: str
-    rate: Rate | None
-    handed: dict[str, str]               # kind -> the file that gets it
-    pools: tuple[Pool, ...]
-    agreements: dict[bytes, Agreement]
-    contacts: tuple[Contact, ...]
-    ndp: tuple[Ndp, ...]
-    guards: tuple[Guard, ...]
-    needs: tuple[Need, ...]              # one of each capability
-    pins: Pins
-    skipped: tuple[str, ...]             # bad rows of pin files and bad files of grantees, a line each
-    unknown: tuple[str, ...]             # ids of pins that are nobody's, the first of them
-
-
-# ==== VALUES ========================================================== pure ====
-#
-# How each kind of value is written: text to a type, or a ValueError that says what is wrong.
+# -- words, names and numbers --------------------------------------------------------
 
 
 def words(text: str) -> list[str]:
     return text.replace(",", " ").split()
 
 
-def address(text: str) -> Prefix:
-    if "/" in text:
-        raise ValueError(f"'{text}' is not an address (no length here)")
-    return parse_host(text)
+def many(parse: Callable[[str], T]) -> Callable[[str], tuple[T, ...]]:
+    return lambda text: tuple(parse(word) for word in words(text))
+
+
+def or_else(empty: Any, parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Of a key that may be left empty."""
+    return lambda text: parse(text) if text else empty
+
+
+def one_of(*known: str) -> Callable[[str], str]:
+    def parse_word(text: str) -> str:
+        if text not in known:
+            raise ValueError(f"'{text}' is none of: {', '.join(known)}")
+        return text
+    return parse_word
+
+
+YES_NO: Final = {"yes": True, "no": False, "1": True, "0": False}          # the last two as UCI writes them
+
+
+def yes_no(text: str) -> bool:
+    if text not in YES_NO:
+        raise ValueError(f"'{text}' is neither yes nor no")
+    return YES_NO[text]
+
+
+def whole(low: int, high: int) -> Callable[[str], int]:
+    def parse_whole(text: str) -> int:
+        if not (text.isascii() and text.isdigit()) or not low <= int(text) <= high:
+            raise ValueError(f"'{text}' is not a whole number from {low} to {high}")
+        return int(text)
+    return parse_whole
+
+
+def path_name(text: str) -> str:
+    if not text:
+        raise ValueError("missing")
+    if "\0" in text:
+        raise ValueError("there is a NUL byte in it")
+    if "\"" in text or "'" in text or (len(text) == 44 and text.endswith("=")):
+        raise ValueError("want the name of a file: without quotes, and not a key itself")
+    return text
+
+
+def name_word(text: str) -> str:
+    if not is_name(text):
+        raise ValueError(f"'{text}' is not a host or domain name")
+    return text
 
 
 def is_device(text: str) -> bool:
@@ -1203,8 +1047,15 @@ def device(text: str) -> str:
     return text
 
 
+# -- keys ----------------------------------------------------------------------------
+
+
 def show_key(key: bytes) -> str:
     return binascii.b2a_base64(key, newline=False).decode()
+
+
+def short(key: bytes) -> str:
+    return show_key(key)[:8]
 
 
 def public_key(text: str) -> bytes:
@@ -1227,8 +1078,7 @@ def peer_key(text: str) -> bytes:
     return key
 
 
-def short(key: bytes) -> str:
-    return show_key(key)[:8]
+# -- times ---------------------------------------------------------------------------
 
 
 UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
@@ -1243,21 +1093,77 @@ def duration(text: str) -> float:
     return float(int(number) * UNITS[unit])
 
 
-def whole(low: int, high: int) -> Callable[[str], int]:
-    def parse_whole(text: str) -> int:
-        if not (text.isascii() and text.isdigit()) or not low <= int(text) <= high:
-            raise ValueError(f"'{text}' is not a whole number from {low} to {high}")
-        return int(text)
-    return parse_whole
+def parse_bounds(text: str) -> tuple[float, float]:
+    """`6h` at most, or `1h-6h`."""
+    low, dash, high = text.rpartition("-")
+    bounds = (duration(low.strip()) if dash else 0.0, duration(high.strip()))
+    if bounds[0] > bounds[1]:
+        raise ValueError(f"'{text}' is empty (such as 1h-6h: the shorter time first)")
+    return bounds
 
 
-YES_NO: Final = {"yes": True, "no": False, "1": True, "0": False}          # the last two as UCI writes them
+def parse_rate(text: str) -> Rate:
+    count, _, over = text.partition("/")
+    number, over_s = whole(1, 10**6)(count.strip()), duration(over.strip())
+    if over_s == inf:
+        raise ValueError(f"'{text}' is not a rate (such as 5/30s)")
+    return Rate(number, over_s / number)
 
 
-def yes_no(text: str) -> bool:
-    if text not in YES_NO:
-        raise ValueError(f"'{text}' is neither yes nor no")
-    return YES_NO[text]
+def parse_date(text: str) -> float:
+    """`2027-03-31`, `2027-03-31T12:00`, UTC: seconds since 1970 in the Gregorian calendar.  `datetime` costs 1 MB."""
+    date, _, hours = text.removesuffix("Z").partition("T")
+    try:
+        year, month, day = (int(part) for part in date.split("-"))
+        hour, minute = (int(part) for part in (hours or "00:00").split(":"))
+        leap = year % 4 == 0 and (year % 100 != 0 or year % 400 == 0)
+        months = (31, 29 if leap else 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
+        if not (text.isascii() and 1970 <= year <= 9999 and 1 <= month <= 12 and 1 <= day <= months[month - 1]
+                and 0 <= hour < 24 and 0 <= minute < 60):
+            raise ValueError
+    except ValueError:
+        raise ValueError(f"'{text}' is not a date (such as 2027-03-31, or 2027-03-31T12:00, UTC)") from None
+    before = year - 1
+    leaps = before // 4 - before // 100 + before // 400 - 477     # 477 until 1969
+    days = (year - 1970) * 365 + leaps + sum(months[: month - 1]) + day - 1
+    return days * 86400.0 + hour * 3600 + minute * 60
+
+
+# -- prefixes and addresses ----------------------------------------------------------
+
+
+NOWHERE: Final = Prefix(6, 0, 128)
+GLOBAL, LOCAL, LINKLOCAL = parse_prefix("2000::/3"), parse_prefix("fc00::/7"), parse_prefix("fe80::/10")
+LINKLOCAL4, LOOPBACK, LOOPBACK4 = parse_prefix("169.254.0.0/16"), parse_prefix("::1"), parse_prefix("127.0.0.0/8")
+PRIVATE: Final = (LOCAL, *map(parse_prefix, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10")))
+NEVER: Final = tuple(map(parse_prefix, ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3")))
+
+
+def is_nobodys(prefix: Prefix) -> bool:
+    """Not to be given to anybody: RFC 6890 (this host, loopback, link-local), multicast, reserved."""
+    if prefix.version == 6:
+        return not (GLOBAL.holds(prefix) or LOCAL.holds(prefix))
+    return any(never.overlaps(prefix) for never in NEVER)
+
+
+def address(text: str) -> Prefix:
+    if "/" in text:
+        raise ValueError(f"'{text}' is not an address (no length here)")
+    return parse_host(text)
+
+
+def parse_v6(text: str) -> Prefix:
+    prefix = parse_prefix(text)
+    if prefix.version != 6:
+        raise ValueError(f"{prefix} is not IPv6")
+    return prefix
+
+
+def parse_suffix(text: str) -> int:
+    prefix = parse_prefix(text)
+    if prefix.version != 6 or not 0 < prefix.first < 2**64:
+        raise ValueError(f"'{text}' is not a suffix (such as ::1)")
+    return prefix.first
 
 
 def parse_lengths(text: str) -> tuple[int, ...]:
@@ -1324,13 +1230,15 @@ def parse_endpoint(text: str) -> HostPort:
         return HostPort("", whole(1, 65535)(text[1:]))
     place = host_port(text, unsaid=0)
     if is_gateway(place.host):
-        raise ValueError(f"'{text}' is no endpoint (such as vpn.example.net:51820)")
+        raise ValueError(f"'{text}' is not an endpoint (such as vpn.example.net:51820)")
     return place
 
 
 def parse_port(text: str) -> int | None:
-    """None: not said."""
-    return 0 if text == "none" else whole(1, 65535)(text) if text else None
+    """None: not said.  0: none."""
+    if not text:
+        return None
+    return 0 if text == "none" else whole(1, 65535)(text)
 
 
 def parse_listen(text: str) -> HostPort:
@@ -1342,12 +1250,16 @@ def parse_listen(text: str) -> HostPort:
     return place
 
 
+# -- what is asked, given and routed -------------------------------------------------
+
+
 def parse_reach(text: str) -> Reach:
     """`dev IF`, `via ADDRESS`, `via ADDRESS dev IF`."""
     parts = text.split()
     found = dict(zip(parts[::2], parts[1::2], strict=False))
     if len(parts) % 2 or not found or not found.keys() <= {"via", "dev"} or len(found) * 2 != len(parts):
-        raise ValueError(f"'{text}' is no route (want `auto`, `dev IF`, `via ADDRESS`, `via ADDRESS dev IF` or `none`)")
+        raise ValueError(f"'{text}' is not a route (expected `auto`, `dev IF`, `via ADDRESS`, `via ADDRESS dev IF` "
+                         "or `none`)")
     via = address(found["via"]).host if "via" in found else ""
     return Reach(via, device(found["dev"]) if "dev" in found else "")
 
@@ -1359,7 +1271,12 @@ def parse_route(text: str) -> str | Reach:
 def parse_default(text: str) -> Default:
     """`auto`, or a reach; then perhaps `redistribute`.  `none` reaches nobody."""
     way = text.removesuffix(" redistribute").strip()
-    return Default(None if way == "auto" else Reach("", "") if way == "none" else parse_reach(way), way != text)
+    if way == "auto":
+        return Default(None, way != text)
+    return Default(Reach("", "") if way == "none" else parse_reach(way), way != text)
+
+
+NEAREST: Final = 0                       # the rank that is measured
 
 
 def parse_rank(text: str) -> int:
@@ -1369,54 +1286,7 @@ def parse_rank(text: str) -> int:
     try:
         return whole(1, 255)(text)
     except ValueError:
-        raise ValueError(f"'{text}' is no rank (`nearest`, or a whole number from 1 to 255)") from None
-
-
-def parse_style(text: str) -> str:
-    if text not in HOOK_STYLES:
-        raise ValueError(f"'{text}' is no style of hooks (have: {', '.join(HOOK_STYLES)})")
-    return text
-
-
-PROXIED: Final = ("static", "auto", "iface", "never")
-Proxying = tuple[bool, tuple[Proxied, ...]]                       # what is leased; rules, the longest prefix first
-
-
-def parse_v6(text: str) -> Prefix:
-    prefix = parse_prefix(text)
-    if prefix.version != 6:
-        raise ValueError(f"{prefix} is not IPv6")
-    return prefix
-
-
-def parse_rule(text: str) -> Proxied:
-    """`static P`, `auto P`, `never P`, `iface P IF`."""
-    kind, *rest = words(text)
-    if kind not in PROXIED or len(rest) != 1 + (kind == "iface"):
-        raise ValueError(f"'{text}' is no rule (such as `leased`, `static PREFIX`, `auto PREFIX`, `iface PREFIX IF`, "
-                         "`never PREFIX`; one a line)")
-    return Proxied(kind, parse_v6(rest[0]), *map(device, rest[1:]))
-
-
-def parse_proxy(text: str) -> Proxying:
-    lines = [line.strip() for line in text.replace(",", "\n").split("\n") if line.strip()]
-    rules = [parse_rule(line) for line in lines if line != "leased"]
-    if len({rule.prefix for rule in rules}) < len(rules):
-        raise ValueError("a prefix has two rules")
-    return "leased" in lines, tuple(sorted(rules, key=lambda rule: -rule.prefix.length))
-
-
-def one_of(*known: str) -> Callable[[str], str]:
-    def parse_word(text: str) -> str:
-        if text not in known:
-            raise ValueError(f"'{text}' is none of: {', '.join(known)}")
-        return text
-    return parse_word
-
-
-def parse_lan(text: str) -> Lan:
-    dev, equals, number = text.partition("=")
-    return Lan(device(dev), whole(0, 2**16 - 1)(number) if equals else None)
+        raise ValueError(f"'{text}' is not a rank (`nearest`, or a whole number from 1 to 255)") from None
 
 
 def parse_line(text: str) -> Line:
@@ -1424,15 +1294,18 @@ def parse_line(text: str) -> Line:
     parts = words(text)
     slot = whole(0, 255)(parts.pop(0)[:-1]) if parts and parts[0][:-1].isdigit() and parts[0][-1] == ":" else None
     if not parts or (len(parts) > 1 and parts[1] != "on") or len(parts) == 2:
-        raise ValueError(f"'{text}' is no ask (such as `::/56 on br-lan br-guest=7`)")
+        raise ValueError(f"'{text}' is not an ask (such as `::/56 on br-lan br-guest=7`)")
     prefix = parse_prefix(parts[0])
     if 0 < prefix.length < {4: 8, 6: 16}[prefix.version]:
         raise ValueError(f"{prefix} is too large to ask for")
-    lans = tuple(parse_lan(part) for part in parts[2:])
+    lans = []
+    for part in parts[2:]:
+        dev, equals, number = part.partition("=")
+        lans.append(Lan(device(dev), whole(0, 2**16 - 1)(number) if equals else None))
     for numbers in ([lan.number for lan in lans if lan.number is not None], [lan.dev for lan in lans]):
         if len(set(numbers)) < len(numbers):
             raise ValueError(f"'{text}' names an interface or a number twice")
-    return Line(slot, prefix, lans)
+    return Line(slot, prefix, tuple(lans))
 
 
 def parse_asks(text: str) -> tuple[Line, ...]:
@@ -1445,39 +1318,6 @@ def parse_asks(text: str) -> tuple[Line, ...]:
     return lines
 
 
-def parse_suffix(text: str) -> int:
-    if parse_prefix(text).version != 6 or not 0 < parse_prefix(text).first < 2**64:
-        raise ValueError(f"'{text}' is no suffix (such as ::1)")
-    return parse_prefix(text).first
-
-
-def many(parse: Callable[[str], T]) -> Callable[[str], tuple[T, ...]]:
-    return lambda text: tuple(parse(word) for word in words(text))
-
-
-def optional(parse: Callable[[str], T]) -> Callable[[str], T | None]:
-    return lambda text: parse(text) if text else None
-
-
-def name_word(text: str) -> str:
-    if not is_name(text):
-        raise ValueError(f"'{text}' is not a host or domain name")
-    return text
-
-
-def path_name(text: str) -> str:
-    if not text:
-        raise ValueError("missing")
-    if "\0" in text:
-        raise ValueError("there is a NUL byte in it")
-    if "\"" in text or "'" in text or (len(text) == 44 and text.endswith("=")):
-        raise ValueError("want the name of a file: without quotes, and not a key itself")
-    return text
-
-
-NOWHERE: Final = Prefix(6, 0, 128)
-
-
 def parse_source(text: str) -> Prefix | Follow:
     """`2001:db8::/48`, `ula`, `interface IF`, `grantor NAME [SLOT]`."""
     kind, *rest = text.split() or [""]
@@ -1488,61 +1328,42 @@ def parse_source(text: str) -> Prefix | Follow:
     if kind == "grantor" and len(rest) in (1, 2):
         return Follow(kind, rest[0], whole(0, 255)(rest[1]) if rest[1:] else None)
     if kind in ("ula", "interface", "grantor"):
-        raise ValueError(f"'{text}' is no source (such as `ula`, `interface eth0`, `grantor exit1 2`)")
+        raise ValueError(f"'{text}' is not a source (such as `ula`, `interface eth0`, `grantor exit1 2`)")
     return parse_prefix(text)
 
 
 def parse_share(text: str) -> tuple[int, int]:
     own, _, shares = text.partition("/")
     if not (own + shares).isdigit() or not (own + shares).isascii() or not 1 <= int(own or 0) <= int(shares or 0) <= 16:
-        raise ValueError(f"'{text}' is no share (such as 1/2, of at most 16)")
+        raise ValueError(f"'{text}' is not a share (such as 1/2, of at most 16)")
     return int(own), int(shares)
 
 
-def parse_rate(text: str) -> Rate:
-    count, _, over = text.partition("/")
-    number, over_s = whole(1, 10**6)(count.strip()), duration(over.strip())
-    if over_s == inf:
-        raise ValueError(f"'{text}' is no rate (such as 5/30s)")
-    return Rate(number, over_s / number)
+PROXIED: Final = ("static", "auto", "iface", "never")
 
 
-def parse_bounds(text: str) -> tuple[float, float]:
-    """`6h` at most, or `1h-6h`."""
-    low, dash, high = text.rpartition("-")
-    bounds = (duration(low.strip()) if dash else 0.0, duration(high.strip()))
-    if bounds[0] > bounds[1]:
-        raise ValueError(f"'{text}' is empty (such as 1h-6h: the shorter time first)")
-    return bounds
+def parse_proxy(text: str) -> Proxying:
+    """One a line: `leased`, `static P`, `auto P`, `never P`, `iface P IF`."""
+    rules, leases = [], False
+    for line in [line.strip() for line in text.replace(",", "\n").split("\n") if line.strip()]:
+        if line == "leased":
+            leases = True
+            continue
+        kind, *rest = words(line)
+        if kind not in PROXIED or len(rest) != 1 + (kind == "iface"):
+            raise ValueError(f"'{line}' is not a rule (such as `leased`, `static PREFIX`, `auto PREFIX`, "
+                             "`iface PREFIX IF`, `never PREFIX`; one a line)")
+        rules.append(Proxied(kind, parse_v6(rest[0]), *map(device, rest[1:])))
+    if len({rule.prefix for rule in rules}) < len(rules):
+        raise ValueError("a prefix has two rules")
+    return Proxying(leases, tuple(sorted(rules, key=lambda rule: -rule.prefix.length)))
 
 
-def days_to(year: int, month: int, day: int) -> int:
-    """Days from 1970-01-01 in the Gregorian calendar; ValueError if there is no such day."""
-    leap = year % 4 == 0 and (year % 100 != 0 or year % 400 == 0)
-    months = (31, 29 if leap else 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
-    if not (1970 <= year <= 9999 and 1 <= month <= 12 and 1 <= day <= months[month - 1]):
-        raise ValueError
-    before = year - 1
-    leaps = before // 4 - before // 100 + before // 400 - 477      # 477 until 1969
-    return (year - 1970) * 365 + leaps + sum(months[: month - 1]) + day - 1
-
-
-def parse_date(text: str) -> float:
-    """`2027-03-31`, `2027-03-31T12:00`, UTC: seconds since 1970."""
-    date, _, clock_ = text.removesuffix("Z").partition("T")
-    try:
-        year, month, day = (int(part) for part in date.split("-"))
-        hour, minute = (int(part) for part in (clock_ or "00:00").split(":"))
-        if not (text.isascii() and 0 <= hour < 24 and 0 <= minute < 60):
-            raise ValueError
-        return days_to(year, month, day) * 86400.0 + hour * 3600 + minute * 60
-    except ValueError:
-        raise ValueError(f"'{text}' is no date (such as 2027-03-31, or 2027-03-31T12:00, UTC)") from None
-
-
-# ==== KEYS =========================================================== pure ====
+# ==== SETTINGS ======================================================= pure ====
 #
-# The list of all keys.  The parser, the example file and the README's table are made from it.
+# The sections of a configuration.  A field with a setting is a key: how its text is read, its
+# default, what it means.  The parser, the example file, the README's table and the manual follow
+# from it; to add a key, add a field.
 
 
 class Setting(NamedTuple):
@@ -1551,117 +1372,292 @@ class Setting(NamedTuple):
     parse: Callable[[str], Any]
     default: str | None
     meaning: str
+    field: str                           # of its section's class
 
 
-NEAREST: Final = 0                       # the rank that is measured
+def setting(parse: Callable[[str], Any], default: str | None, meaning: str, key: str = "") -> Any:
+    """A field that is a key; named otherwise than that, if `key` says so."""
+    return field(metadata={"setting": (key, parse, default, meaning)})
+
+
+def settings_of(section: type[Any]) -> dict[str, Setting]:
+    """By key; a section's own `key` stands first."""
+    found = {}
+    for row in fields(section):
+        if "setting" in row.metadata:
+            key, parse, default, meaning = row.metadata["setting"]
+            found[key or row.name] = Setting(parse, default, meaning, row.name)
+    return {key: found[key] for key in sorted(found, key=lambda key: key != "key")}
+
+
 HOOK_STYLES: Final = ("ddpd", "odhcp6c")
 HANDED: Final = ("resolv", "dnsmasq", "radvd", "dhcp")            # files for others
-GLOBAL, LOCAL, LINKLOCAL = parse_prefix("2000::/3"), parse_prefix("fc00::/7"), parse_prefix("fe80::/10")
-LINKLOCAL4, LOOPBACK, LOOPBACK4 = parse_prefix("169.254.0.0/16"), parse_prefix("::1"), parse_prefix("127.0.0.0/8")
-PRIVATE: Final = (LOCAL, *map(parse_prefix, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10")))
-NEVER: Final = tuple(map(parse_prefix, ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3")))
 
 
-def is_nobodys(prefix: Prefix) -> bool:
-    """Not to be given to anybody: RFC 6890 (this host, loopback, link-local), multicast, reserved."""
-    if prefix.version == 6:
-        return not (GLOBAL.holds(prefix) or LOCAL.holds(prefix))
-    return any(never.overlaps(prefix) for never in NEVER)
+@dataclass(frozen=True, kw_only=True)
+class Pool:
+    """A [pool] section, and where that pool is now."""
+
+    name: str
+    source: Prefix | Follow = setting(
+        parse_source, None, "what may be given, or `ula`, `interface IF`, `grantor NAME [SLOT]`", "prefix")
+    give: tuple[int, ...] = setting(parse_lengths, None, "lengths")
+    reserve: tuple[Prefix, ...] = setting(
+        many(parse_prefix), "", "holes, never given; where the pool moves: offsets (::100/120)")
+    share: tuple[int, int] = setting(parse_share, "1/1", "which part is ours, of so many grantors that share a key")
+    valid_s: float = setting(duration, "12h", "valid lifetime of a lease", "lifetime")
+    preferred_s: float = setting(
+        or_else(0.0, duration), "", "preferred lifetime; default half of `lifetime`", "preferred")
+    renew_s: float = setting(
+        or_else(0.0, duration), "", "T1, when a grantee renews; default half of `preferred`", "renew")
+    rebind_s: float = setting(
+        or_else(0.0, duration), "", "T2, when it tries every address; default 0.8 of `preferred`", "rebind")
+    dns: tuple[Prefix, ...] = setting(many(address), "", "name servers told to grantees")
+    search: tuple[str, ...] = setting(many(name_word), "", "search domains told to grantees")
+    ntp: tuple[Prefix, ...] = setting(many(address), "", "time servers told to grantees")
+    mtu: int | None = setting(or_else(None, whole(1280, 9000)), "", "MTU told to grantees")
+    prefix: Prefix = NOWHERE             # NOWHERE: it follows something, and is not placed yet
+    regions: tuple[Prefix, ...] = ()     # of the prefix, our share
+    ends: float = inf                    # CLOCK_BOOTTIME: when what it follows ends ...
+    prefers: float = inf                 # ... and when that is preferred no longer
+
+    @property
+    def follows(self) -> Follow | None:
+        return self.source if isinstance(self.source, Follow) else None
+
+    @property
+    def has_twins(self) -> bool:
+        return self.share != (1, 1)
+
+    @cached_property
+    def options(self) -> dict[str, Any]:
+        return {name: value for name in OPTIONS if (value := getattr(self, name, None)) not in NOTHING}
+
+    def is_own(self, prefix: Prefix) -> bool:
+        """Is this of our share?"""
+        return any(region.holds(prefix) for region in self.regions)
 
 
-TERMS: Final = {                         # of an agreement, with one grantee or with each peer of an interface
-    "pools":    Setting(words, None, "pools from which is given, in this order"),
-    "limit":    Setting(whole(1, 256), "1", "leases a family"),
-    "lengths":  Setting(parse_lengths, "", "lengths that may be had; default all that the pools give"),
-    "total":    Setting(many(parse_prefix), "", "at most as much as this in all, a family: ::/52 0.0.0.0/28"),
-    "lifetime": Setting(parse_bounds, "forever", "[MIN-]MAX: bounds of the pools' lifetimes"),
-    "rate":     Setting(parse_rate, "5/30s", "new leases: so many at once, and as many more in that time"),
-}
-SETTINGS: Final[dict[str, dict[str, Setting]]] = {
-    "ddpd": {
-        "key":      Setting(path_name, "/etc/ddpd/key", "private key, as `wg genkey` writes it; made if missing"),
-        "listen":   Setting(many(parse_listen), "", "where asks are heard; default [::]:3373 if there is a pool"),
-        "leases":   Setting(path_name, "/var/lib/ddpd/leases.json", "the lease file"),
-        "control":  Setting(path_name, "/run/ddpd.sock", "the control socket"),
-        "status":   Setting(optional(path_name), "", "file with what `status --json` says, but keys: for web pages"),
-        "mark":     Setting(whole(1, 255), str(MARK), "protocol number of our routes; their metric is 100 times it"),
-        "load":     Setting(whole(1, 10**6), "200", "handshakes a second beyond which asks need a cookie"),
-        "hold":     Setting(duration, "30d", "how long an ended lease is held back for its former grantee"),
-        "pins":     Setting(many(path_name), "", "CSV or SQLite files with pins: columns id, address, prefix"),
-        "grantees": Setting(optional(path_name), "", "folder of files, each the lines of one [grantee] section"),
-        "handlers": Setting(optional(path_name), "", "Python file with the site's own handlers"),
-        "accounting": Setting(optional(path_name), "", "log of leases begun and ended, a line of JSON each"),
-        "rate":     Setting(optional(parse_rate), "", "new leases of all grantees together, such as 100/1s"),
-        "resolv":   Setting(optional(path_name), "", "file written in the form of resolv.conf"),
-        "dnsmasq":  Setting(optional(path_name), "", "file written for dnsmasq, as its `servers-file`"),
-        "radvd":    Setting(optional(path_name), "", "radvd.conf written for the LANs, with what is left of lifetimes"),
-        "dhcp":     Setting(optional(path_name), "", "dnsmasq.conf written for DHCPv4 on the LANs"),
-    },
-    "pool": {
-        "prefix":    Setting(parse_source, None, "what may be given, or `ula`, `interface IF`, `grantor NAME [SLOT]`"),
-        "give":      Setting(parse_lengths, None, "lengths"),
-        "reserve":   Setting(many(parse_prefix), "", "holes, never given; where the pool moves: offsets (::100/120)"),
-        "share":     Setting(parse_share, "1/1", "which part is ours, of so many grantors that share a key"),
-        "lifetime":  Setting(duration, "12h", "valid lifetime of a lease"),
-        "preferred": Setting(optional(duration), "", "preferred lifetime; default half of `lifetime`"),
-        "renew":     Setting(optional(duration), "", "T1, when a grantee renews; default half of `preferred`"),
-        "rebind":    Setting(optional(duration), "", "T2, when it tries every address; default 0.8 of `preferred`"),
-        "dns":       Setting(many(address), "", "name servers told to grantees"),
-        "search":    Setting(many(name_word), "", "search domains told to grantees"),
-        "ntp":       Setting(many(address), "", "time servers told to grantees"),
-        "mtu":       Setting(optional(whole(1280, 9000)), "", "MTU told to grantees"),
-    },
-    "grantee": {
-        "key":     Setting(public_key, None, "its public key"),
-        **TERMS,
-        "until":   Setting(lambda text: parse_date(text) if text else inf, "", "day on which the agreement is over"),
-        "pin":     Setting(many(parse_prefix), "", "prefixes that are its own, whatever the pools say"),
-        "route":   Setting(parse_route, "auto", "how its leases are reached: auto, dev IF, via ADDRESS [dev IF], none"),
-        "was":     Setting(many(public_key), "", "keys that it had before: what they were leased is its own"),
-    },
-    "grantor": {
-        "key":       Setting(peer_key, None, "its public key"),
-        "address":   Setting(many(host_port), None, "where it listens; several are tried in turn"),
-        "ask":       Setting(parse_asks, None, "one slot a line: PREFIX [on IF[=NUMBER] …]; `3: …` fixes the slot"),
-        "default":   Setting(optional(parse_default), "", "default route for traffic from what it gives; with "
-                             "a [tunnel]: into that, or `none`"),
-        "rank":      Setting(optional(parse_rank), "", "of the ranked, only the first that lives is preferred"),
-        "install":   Setting(yes_no, "yes", "no: leave the kernel alone, only call the hook"),
-        "hook":      Setting(str, "", "program to run at every change"),
-        "hook_style": Setting(parse_style, "ddpd", "whose hooks it is like: ddpd or odhcp6c"),
-        "accept":    Setting(many(parse_prefix), "2000::/3 fc00::/7 0.0.0.0/0", "grants outside of these are refused"),
-        "hostname":  Setting(optional(name_word), "", "told to the grantor"),
-        "keepalive": Setting(optional(duration), "", "ask at least this often: 25s behind a NAT"),
-        "suffix":    Setting(parse_suffix, "::1", "this node's address in each subnet"),
-        "release":   Setting(yes_no, "no", "give all back when ddpd is told to end"),
-    },
-    "ndp": {
-        "proxy":    Setting(parse_proxy, None, "`leased`, `static P`, `auto P`, `iface P IF`, `never P`: one a line"),
-        "method":   Setting(one_of("own", "kernel"), "own", "who answers for single addresses"),
-        "router":   Setting(yes_no, "yes", "say in answers that this is a router"),
-        "source":   Setting(one_of("link-local", "interface", "target"), "link-local", "where answers come from"),
-        "autowire": Setting(yes_no, "no", "make a route to what `iface` found inside"),
-        "ttl":      Setting(duration, "3s", "how long what `iface` found inside is believed"),
-        "allow":    Setting(many(parse_v6), "", "no answer for anything else"),
-        "deny":     Setting(many(parse_v6), "", "no answer for these"),
-    },
-    "wireguard": {
-        **TERMS,
-        "add_peers": Setting(yes_no, "no", "a [grantee] that is granted something becomes a peer, until it ends"),
-        "listen":    Setting(parse_port, "", "UDP port: with it, and our key, the interface is made if there is none; "
-                             "default 51820, or the endpoint's, with add_peers; `none`: never"),
-        "address":   Setting(many(parse_interface), "", "... and gets these addresses, if it is made"),
-        "endpoint":  Setting(parse_endpoint, "", "told to grantees; default: where they asked, and its own port"),
-        "allowed":   Setting(many(parse_prefix), "0.0.0.0/0 ::/0", "told to grantees: what they send into the tunnel"),
-        "keepalive": Setting(optional(duration), "25s", "told to grantees: how often to be heard through a NAT"),
-        "dynamic":   Setting(yes_no, "yes", "wg-dynamic is spoken too, at fe80:: on the interface, TCP port 970"),
-    },
-    "tunnel": {
-        "grantor": Setting(str, None, "the [grantor] whose answers say how the interface is to be made"),
-        "routes":  Setting(many(parse_prefix), "", "prefixes that are routed into it, whatever their source"),
-        "mtu":     Setting(optional(whole(1280, 9000)), "", "its MTU; default that of the kernel, 1420"),
-    },
-}
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Terms:
+    """What one grantee, or each peer of a WireGuard interface, may have."""
+
+    name: str
+    pools: tuple[str, ...] = setting(many(str), None, "pools from which is given, in this order")
+    limit: int = setting(whole(1, 256), "1", "leases per address family")
+    lengths: tuple[int, ...] = setting(parse_lengths, "", "lengths that may be had; default all that the pools give")
+    total: tuple[Prefix, ...] = setting(
+        many(parse_prefix), "", "at most as much as this in all, per address family: ::/52 0.0.0.0/28")
+    bounds: tuple[float, float] = setting(
+        parse_bounds, "forever", "[MIN-]MAX: bounds of the pools' lifetimes", "lifetime")
+    rate: Rate = setting(parse_rate, "5/30s", "new leases, a token bucket: N per interval, burst N")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Agreement(Terms):
+    """A [grantee] section."""
+
+    key: bytes = setting(public_key, None, "its public key")
+    until: float = setting(or_else(inf, parse_date), "", "day on which the agreement is over")       # wall clock
+    pins: tuple[Prefix, ...] = setting(
+        many(parse_prefix), "", "prefixes that are its own, whatever the pools say", "pin")
+    route: str | Reach = setting(
+        parse_route, "auto", "how its leases are reached: auto, dev IF, via ADDRESS [dev IF], none")
+    was: tuple[bytes, ...] = setting(
+        many(public_key), "", "keys that it had before: what they were leased is its own")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WireguardSection(Terms):
+    """A [wireguard] section: an interface whose peers may ask."""
+
+    adds_peers: bool = setting(
+        yes_no, "no", "a [grantee] that is granted something becomes a peer, until it ends", "add_peers")
+    listen: int | None = setting(
+        parse_port, "", "UDP port: with it, and our key, the interface is made if there is none; "
+                        "default 51820, or the endpoint's, with add_peers; `none`: never")
+    addresses: tuple[Prefix, ...] = setting(
+        many(parse_interface), "", "... and gets these addresses, if it is made", "address")
+    endpoint: HostPort = setting(parse_endpoint, "", "told to grantees; default: where they asked, and its own port")
+    allowed: tuple[Prefix, ...] = setting(
+        many(parse_prefix), "0.0.0.0/0 ::/0", "told to grantees: what they send into the tunnel")
+    keepalive_s: float = setting(
+        or_else(0.0, duration), "25s", "told to grantees: how often to be heard through a NAT", "keepalive")
+    dynamic: bool = setting(
+        yes_no, "yes", "wg-dynamic is spoken too, at fe80:: on the interface, TCP port 970")
+    secret: str                          # the file of our private key
+
+    @property
+    def dev(self) -> str:
+        return self.name
+
+    @property
+    def port(self) -> int:
+        """With which the interface is made, if there is none; 0: it is not made."""
+        if self.listen is not None:
+            return self.listen
+        return (self.endpoint.port or WG_PORT) if self.adds_peers else 0
+
+    def agreement_with(self, key: bytes) -> Agreement:
+        """Of one of its peers."""
+        return Agreement(name=f"{self.name}/{short(key)}", key=key, pools=self.pools, limit=self.limit,
+                         lengths=self.lengths, total=self.total, bounds=self.bounds, rate=self.rate,
+                         until=inf, pins=(), route="auto", was=())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tunnel:
+    """A [tunnel] section: a WireGuard interface, made from what a grantor says."""
+
+    name: str
+    grantor: str = setting(str, None, "the [grantor] whose answers say how the interface is to be made")
+    routes: tuple[Prefix, ...] = setting(
+        many(parse_prefix), "", "prefixes that are routed into it, whatever their source")
+    mtu: int = setting(or_else(0, whole(1280, 9000)), "", "its MTU; default that of the kernel, 1420")
+    secret: str                          # the file of our private key
+
+    @property
+    def dev(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contact:
+    """A [grantor] section: somebody this node asks."""
+
+    name: str
+    key: bytes = setting(peer_key, None, "its public key")
+    addresses: tuple[HostPort, ...] = setting(
+        many(host_port), None, "where it listens; several are tried in turn", "address")
+    lines: tuple[Line, ...] = setting(
+        parse_asks, None, "one slot a line: PREFIX [on IF[=NUMBER] …]; `3: …` fixes the slot", "ask")
+    default: Default | None = setting(
+        or_else(None, parse_default), "", "default route for traffic from what it gives; with a [tunnel]: into that, "
+                                          "or `none`")
+    rank: int | None = setting(
+        or_else(None, parse_rank), "", "of the ranked, only the first that lives is preferred")
+    install: bool = setting(yes_no, "yes", "no: leave the kernel alone, only call the hook")
+    hook: str = setting(str, "", "program to run at every change")
+    hook_style: str = setting(one_of(*HOOK_STYLES), "ddpd", "whose hooks it is like: ddpd or odhcp6c")
+    accept: tuple[Prefix, ...] = setting(
+        many(parse_prefix), "2000::/3 fc00::/7 0.0.0.0/0", "grants outside of these are refused")
+    hostname: str = setting(or_else("", name_word), "", "told to the grantor")
+    keepalive_s: float = setting(or_else(0.0, duration), "", "ask at least this often: 25s behind a NAT", "keepalive")
+    suffix: int = setting(parse_suffix, "::1", "this node's address in each subnet")
+    release: bool = setting(yes_no, "no", "give all back when ddpd is told to end")
+    tunnel: Tunnel | None = None
+
+    @property
+    def follows_way(self) -> bool:
+        """`default = auto`."""
+        return self.default is not None and self.default.reach is None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ndp:
+    """A [ndp] section: neighbour solicitations heard on one interface."""
+
+    name: str
+    proxy: Proxying = setting(
+        parse_proxy, None, "`leased`, `static P`, `auto P`, `iface P IF`, `never P`: one a line")
+    method: str = setting(one_of("own", "kernel"), "own", "who answers for single addresses")
+    router: bool = setting(yes_no, "yes", "say in answers that this is a router")
+    source: str = setting(one_of("link-local", "interface", "target"), "link-local", "where answers come from")
+    autowire: bool = setting(yes_no, "no", "make a route to what `iface` found inside")
+    ttl_s: float = setting(duration, "3s", "how long what `iface` found inside is believed", "ttl")
+    allow: tuple[Prefix, ...] = setting(many(parse_v6), "", "no answer for anything else")
+    deny: tuple[Prefix, ...] = setting(many(parse_v6), "", "no answer for these")
+
+    @property
+    def dev(self) -> str:
+        return self.name
+
+    @property
+    def leased(self) -> bool:
+        return self.proxy.leased
+
+    @property
+    def rules(self) -> tuple[Proxied, ...]:
+        return self.proxy.rules
+
+    @property
+    def by_kernel(self) -> bool:
+        """Single addresses are the kernel's."""
+        return self.method == "kernel"
+
+    @property
+    def inner(self) -> list[str]:
+        """The interfaces on which neighbours are asked for."""
+        return sorted({rule.dev for rule in self.rules if rule.dev})
+
+    def refuses(self, target: Prefix) -> str:
+        """Why there is no answer for this address, whatever the rules say; or nothing."""
+        if any(prefix.holds(target) for prefix in self.deny):
+            return "denied"
+        return "not allowed" if self.allow and not any(prefix.holds(target) for prefix in self.allow) else ""
+
+    def hands_over(self, target: Prefix, leased_on: str | None) -> bool:
+        """Is the kernel to answer?  leased_on: the interface that the target is routed to, None: not leased."""
+        if not self.by_kernel or target.shape != (6, 128) or self.refuses(target):
+            return False
+        kind = next((rule.kind for rule in self.rules if rule.prefix == target), "")
+        if self.leased and leased_on is not None and kind != "never":
+            return leased_on != self.dev
+        return kind == "static"
+
+
+class Need(NamedTuple):
+    """A capability(7) without which the configuration cannot be carried out, and what says so."""
+
+    capability: str
+    where: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """The [ddpd] section, and all others."""
+
+    file: str
+    key: str = setting(path_name, "/etc/ddpd/key", "private key, as `wg genkey` writes it; made if missing")
+    listen: tuple[HostPort, ...] = setting(
+        many(parse_listen), "", "where asks are heard; default [::]:3373 if there is a pool")
+    leases: str = setting(path_name, "/var/lib/ddpd/leases.json", "the lease file")
+    control: str = setting(path_name, "/run/ddpd.sock", "the control socket")
+    status: str = setting(
+        or_else("", path_name), "", "file with what `status --json` says, without the keys: for web pages")
+    mark: int = setting(whole(1, 255), str(MARK), "protocol number of our routes; their metric is 100 times it")
+    load: int = setting(whole(1, 10**6), "200", "handshakes a second beyond which asks need a cookie")
+    hold_s: float = setting(duration, "30d", "how long an ended lease is held back for its former grantee", "hold")
+    pin_files: tuple[str, ...] = setting(
+        many(path_name), "", "CSV or SQLite files with pins: columns id, address, prefix", "pins")
+    folder: str = setting(
+        or_else("", path_name), "", "folder of files, each the lines of one [grantee] section", "grantees")
+    handlers: str = setting(or_else("", path_name), "", "Python file with the site's own handlers")
+    accounting: str = setting(or_else("", path_name), "", "log of leases begun and ended, a line of JSON each")
+    rate: Rate | None = setting(or_else(None, parse_rate), "", "new leases of all grantees together, such as 100/1s")
+    resolv: str = setting(or_else("", path_name), "", "file written in the form of resolv.conf")
+    dnsmasq: str = setting(or_else("", path_name), "", "file written for dnsmasq, as its `servers-file`")
+    radvd: str = setting(or_else("", path_name), "", "radvd.conf written for the LANs, with what is left of lifetimes")
+    dhcp: str = setting(or_else("", path_name), "", "dnsmasq.conf written for DHCPv4 on the LANs")
+    pools: tuple[Pool, ...]
+    agreements: dict[bytes, Agreement]
+    contacts: tuple[Contact, ...]
+    ndp: tuple[Ndp, ...]
+    guards: tuple[WireguardSection, ...]
+    needs: tuple[Need, ...]              # one of each capability
+    pins: Pins
+    skipped: tuple[str, ...]             # bad rows of pin files and bad files of grantees, a line each
+    unknown: tuple[str, ...]             # ids of pins that are nobody's, the first of them
+
+    @property
+    def handed(self) -> dict[str, str]:
+        """kind -> the file that gets it."""
+        return {kind: path for kind in HANDED if (path := getattr(self, kind))}
+
+
+SETTINGS: Final = {kind: settings_of(section) for kind, section in {
+    "ddpd": Config, "pool": Pool, "grantee": Agreement, "grantor": Contact, "ndp": Ndp, "wireguard": WireguardSection,
+    "tunnel": Tunnel}.items()}
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -1965,13 +1961,7 @@ MAX_NAMED: Final = 1000                  # bad rows that are named, each in a li
 @cache
 def defaults(kind: str) -> dict[str, Any]:
     """Made once: 10,000 grantees have them in common."""
-    found = {}
-    for key, setting in SETTINGS[kind].items():
-        try:
-            found[key] = setting.parse(setting.default or "")
-        except ValueError:                                        # has to be given
-            continue
-    return found
+    return {key: known.parse(known.default) for key, known in SETTINGS[kind].items() if known.default is not None}
 
 
 class Section:
@@ -1987,8 +1977,17 @@ class Section:
 
     def error(self, key: str, what: object) -> ConfigError:
         where = f"[{self.head}] {key}" if key else f"[{self.head}]"
-        line = self.values[key][1] if key in self.values else self.line
-        return ConfigError(f"{self.file}:{line}: {where}: {' '.join(str(what).split())}")
+        return ConfigError(f"{self.file}:{self.line_of(key)}: {where}: {' '.join(str(what).split())}")
+
+    def check(self, key: str, wrong: bool, what: str) -> None:
+        if wrong:
+            raise self.error(key, what)
+
+    def line_of(self, key: str) -> int:
+        return self.values[key][1] if key in self.values else self.line
+
+    def text_of(self, key: str) -> str:
+        return self.values[key][0] if key in self.values else ""
 
     def add(self, key: str, value: str, line: int) -> None:
         known = SETTINGS[self.kind]
@@ -2008,22 +2007,25 @@ class Section:
         self.values[key] = f"{self.values[key][0]}\n{text}", self.values[key][1]
 
     def parsed(self) -> dict[str, Any]:
-        """Every key of this kind of section, as its type."""
-        found = dict(defaults(self.kind))
-        for key, setting in SETTINGS[self.kind].items():
-            text = self.values[key][0] if key in self.values else setting.default
-            if text is None or (setting.default is None and not text.strip()):
-                raise self.error(key, f"missing: {setting.meaning}")
-            if key not in found or text != setting.default:
-                try:
-                    found[key] = setting.parse(text)
-                except ValueError as why:
-                    raise self.error(key, why) from None
+        """Every key of this kind of section, by the name of its field, as its type."""
+        found = {}
+        for key, known in SETTINGS[self.kind].items():
+            text = self.values[key][0] if key in self.values else known.default
+            if text is None or (known.default is None and not text.strip()):
+                raise self.error(key, f"missing: {known.meaning}")
+            try:
+                is_default = text == known.default
+                found[known.field] = defaults(self.kind)[key] if is_default else known.parse(text)
+            except ValueError as why:
+                raise self.error(key, why) from None
         return found
 
-    def check(self, key: str, wrong: bool, what: str) -> None:
-        if wrong:
-            raise self.error(key, what)
+    def device(self) -> str:
+        """The interface after which it is named."""
+        try:
+            return device(self.name)
+        except ValueError as why:
+            raise self.error("", why) from None
 
 
 def without_comment(line: str) -> str:
@@ -2073,6 +2075,9 @@ def read_sections(text: str, file: str, head: str = "") -> list[Section]:
     return sections
 
 
+# -- each kind of section ------------------------------------------------------------
+
+
 def placed(pool: Pool, prefix: Prefix, own: Iterable[Prefix] = ()) -> Pool:
     """The pool at this prefix, without what is the node's own; ValueError if it does not fit there."""
     low, width = {4: 8, 6: 16}[prefix.version], WIDTH[prefix.version]
@@ -2097,170 +2102,187 @@ def placed(pool: Pool, prefix: Prefix, own: Iterable[Prefix] = ()) -> Pool:
     return replace(pool, prefix=prefix, give=give, reserve=(*holes, *own), regions=regions)
 
 
-def read_pool(section: Section, hold_s: float) -> Pool:
-    got = section.parsed()
-    valid = got["lifetime"]
-    preferred = got["preferred"] or valid / 2
-    section.check("preferred", preferred > valid, "longer than `lifetime`")
-    renew = got["renew"] or max(1.0, preferred / 2)
-    rebind = got["rebind"] or max(renew, preferred * 0.8)
+def read_pool(section: Section, hold_s: float, grantors: Container[str]) -> Pool:
+    pool = Pool(name=section.name, **section.parsed())
+    preferred = pool.preferred_s or pool.valid_s / 2
+    renew = pool.renew_s or max(1.0, preferred / 2)
+    rebind = pool.rebind_s or max(renew, preferred * 0.8)
+    section.check("preferred", preferred > pool.valid_s, "longer than `lifetime`")
     section.check("renew", renew > preferred, "longer than `preferred`")
-    section.check("rebind", not renew <= rebind <= valid, "not between `renew` and `lifetime`")
-    section.check("share", got["share"] != (1, 1) and valid > hold_s / 2, "wants a `hold` of at least twice `lifetime`")
-    options = {key: got[key] for key in OPTIONS if got.get(key) not in NOTHING}
-    source = got["prefix"]
-    pool = Pool(section.name, NOWHERE, got["give"], got["reserve"], valid, preferred, renew, rebind, options,
-                got["share"], (), source if isinstance(source, Follow) else None)
+    section.check("rebind", not renew <= rebind <= pool.valid_s, "not between `renew` and `lifetime`")
+    section.check("share", pool.has_twins and pool.valid_s > hold_s / 2, "wants a `hold` of at least twice `lifetime`")
+    pool = replace(pool, preferred_s=preferred, renew_s=renew, rebind_s=rebind)
+    if isinstance(pool.source, Follow):
+        section.check("prefix", pool.source.kind == "grantor" and pool.source.name not in grantors,
+                      f"no [grantor {pool.source.name}]")
+        return pool
     try:
-        return pool if pool.follows is not None else placed(pool, source)
+        return placed(pool, pool.source)
     except ValueError as why:
         key, _, what = str(why).partition(": ")
         raise section.error(key, what) from None
 
 
-def check_pools(section: Section, names: Iterable[str], pools: Mapping[str, Pool]) -> None:
-    for name in names:
+def check_pools(section: Section, terms: Terms, pools: Mapping[str, Pool]) -> None:
+    for name in terms.pools:
         section.check("pools", name not in pools, f"no pool named '{name}' (have: {', '.join(pools) or 'none'})")
 
 
 def read_agreement(section: Section, pools: Mapping[str, Pool]) -> Agreement:
-    got = section.parsed()
-    check_pools(section, got["pools"], pools)
-    section.check("was", got["key"] in got["was"], "the key that it has now")
-    return Agreement(section.name, got["key"], tuple(got["pools"]), got["limit"], got["lengths"], got["pin"],
-                     got["route"], got["total"], got["lifetime"], got["until"], got["rate"], got["was"])
+    agreement = Agreement(name=section.name, **section.parsed())
+    check_pools(section, agreement, pools)
+    section.check("was", agreement.key in agreement.was, "the key that it has now")
+    return agreement
 
 
-def section_device(section: Section) -> str:
-    """The interface after which it is named."""
-    try:
-        return device(section.name)
-    except ValueError as why:
-        raise section.error("", why) from None
-
-
-def read_guard(section: Section, pools: Mapping[str, Pool], secret: str) -> Guard:
-    got, dev = section.parsed(), section_device(section)
-    check_pools(section, got["pools"], pools)
-    agreement = Agreement(dev, b"", tuple(got["pools"]), got["limit"], got["lengths"], (), "auto", got["total"],
-                          got["lifetime"], inf, got["rate"])
-    keepalive_s, port = got["keepalive"] or 0, got["listen"]
-    section.check("keepalive", keepalive_s > 0xFFFF, "65535s at most")
-    section.check("endpoint", len(str(got["endpoint"])) > MAX_TEXT, f"more than {MAX_TEXT} letters are not read")
-    if port is None:
-        port = (got["endpoint"].port or WG_PORT) if got["add_peers"] else 0
-    section.check("allowed", len(got["allowed"]) > MAX_ALLOWED, f"more than {MAX_ALLOWED} have no room in an answer")
-    section.check("address", bool(got["address"]) and not port, "wants `listen`: it is for an interface that is made")
-    return Guard(dev, agreement, got["add_peers"], port, got["address"], got["endpoint"], got["allowed"],
-                 int(keepalive_s), got["dynamic"], secret)
-
-
-def read_guards(sections: list[Section], pools: Mapping[str, Pool], secret: str, tunnels: set[str],
-                ) -> tuple[Guard, ...]:
-    guards = tuple(read_guard(section, pools, secret) for section in sections)
-    adding = [(section, guard.dev) for section, guard in zip(sections, guards, strict=True) if guard.adds_peers]
-    for section, _ in adding[1:]:
-        section.check("add_peers", True, f"[wireguard {adding[0][1]}] adds them already")
-    for section, guard in zip(sections, guards, strict=True):
-        section.check("", guard.port > 0 and guard.dev in tunnels, f"[tunnel {guard.dev}] makes it (listen = none?)")
-    return guards
-
-
-def read_tunnel(section: Section, secret: str) -> Tunnel:
-    got = section.parsed()
-    return Tunnel(section_device(section), got["grantor"], got["routes"], got["mtu"] or 0, secret)
-
-
-def tunnelled(sections: Iterable[Section], contacts: tuple[Contact, ...], secret: str) -> tuple[Contact, ...]:
-    """Each grantor with its [tunnel]; by that leaves what it gives, unless its `default` says otherwise."""
-    found = {contact.name: contact for contact in contacts}
+def read_guards(sections: list[Section], pools: Mapping[str, Pool], secret: str, tunnels: Container[str],
+                ) -> tuple[WireguardSection, ...]:
+    guards: list[WireguardSection] = []
     for section in sections:
-        tunnel = read_tunnel(section, secret)
+        guard = WireguardSection(name=section.device(), secret=secret, **section.parsed())
+        check_pools(section, guard, pools)
+        section.check("keepalive", guard.keepalive_s > 0xFFFF, "65535s at most")
+        section.check("endpoint", len(str(guard.endpoint)) > MAX_TEXT, f"more than {MAX_TEXT} letters are not read")
+        section.check("allowed", len(guard.allowed) > MAX_ALLOWED, f"more than {MAX_ALLOWED} have no room in an answer")
+        section.check("address", bool(guard.addresses) and not guard.port,
+                      "wants `listen`: it is for an interface that is made")
+        section.check("", guard.port > 0 and guard.dev in tunnels, f"[tunnel {guard.dev}] makes it (listen = none?)")
+        for other in guards:
+            section.check("add_peers", guard.adds_peers and other.adds_peers,
+                          f"[wireguard {other.dev}] adds them already")
+        guards.append(guard)
+    return tuple(guards)
+
+
+def read_contacts(sections: Iterable[Section], tunnels: Iterable[Section], secret: str) -> tuple[Contact, ...]:
+    """Each grantor with its [tunnel]; by that leaves what it gives, unless its `default` says otherwise."""
+    found = {section.name: Contact(name=section.name, **section.parsed()) for section in sections}
+    for section in tunnels:
+        tunnel = Tunnel(name=section.device(), secret=secret, **section.parsed())
         contact = found.get(tunnel.grantor)
         if contact is None:
             raise section.error("grantor", f"no [grantor {tunnel.grantor}] (have: {', '.join(found) or 'none'})")
-        before = contact.tunnel.dev if contact.tunnel is not None else ""
-        section.check("grantor", before != "", f"[tunnel {before}] leads there already")
-        found[contact.name] = replace(contact, tunnel=tunnel,
-                                      default=contact.default or Default(Reach("", tunnel.dev), redistribute=False))
+        if contact.tunnel is not None:
+            raise section.error("grantor", f"[tunnel {contact.tunnel.dev}] leads there already")
+        default = contact.default or Default(Reach("", tunnel.dev), redistribute=False)
+        found[contact.name] = replace(contact, tunnel=tunnel, default=default)
     return tuple(found.values())
 
 
-def read_contact(section: Section) -> Contact:
-    got = section.parsed()
-    return Contact(section.name, got["key"], got["address"], got["ask"], got["default"], got["rank"], got["install"],
-                   got["hook"], got["hook_style"], got["accept"], got["hostname"] or "", got["keepalive"] or 0.0,
-                   got["suffix"], got["release"])
-
-
 def read_ndp(section: Section) -> Ndp:
-    got, dev = section.parsed(), section_device(section)
-    leased_, rules = got["proxy"]
-    ndp = Ndp(dev, leased_, rules, got["router"], got["source"], got["method"] == "kernel", got["autowire"],
-              got["allow"], got["deny"], got["ttl"])
-    section.check("proxy", dev in ndp.inner, f"asks on {dev} itself")
+    ndp = Ndp(name=section.device(), **section.parsed())
+    section.check("proxy", ndp.dev in ndp.inner, f"asks on {ndp.dev} itself")
     section.check("autowire", ndp.autowire and not ndp.inner, "wants a rule `iface`")
     section.check("ttl", ndp.ttl_s > 3600, "an hour at most (without a unit: seconds)")
     return ndp
 
 
-def needs_of(section: Section) -> Iterator[tuple[str, str]]:
-    """(capability, the key that wants it)"""
-    got = section.parsed()
-    if section.kind == "ndp":
-        yield "CAP_NET_RAW", "proxy"
-        yield from [("CAP_NET_ADMIN", key) for key in ("method", "autowire") if got[key] in ("kernel", True)]
-    elif section.kind == "ddpd" and any(place.port < 1024 for place in got["listen"]):
-        yield "CAP_NET_BIND_SERVICE", "listen"
-    elif section.kind in ("wireguard", "tunnel"):
-        yield "CAP_NET_ADMIN", ""
-        yield from [("CAP_NET_BIND_SERVICE", "dynamic")] if got.get("dynamic") else ()
-    elif got.get("install") or got.get("route", "none") != "none":
-        yield "CAP_NET_ADMIN", "install" if "install" in got else "route"
+def needs_of(kind: str, got: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The capabilities that a section wants, and the key that says so."""
+    if kind == "ddpd":
+        return [("CAP_NET_BIND_SERVICE", "listen")] if any(place.port < 1024 for place in got["listen"]) else []
+    if kind == "grantor":
+        return [("CAP_NET_ADMIN", "install")] if got["install"] else []
+    if kind == "grantee":
+        return [("CAP_NET_ADMIN", "route")] if got["route"] != "none" else []
+    if kind == "wireguard":
+        return [("CAP_NET_ADMIN", ""), *([("CAP_NET_BIND_SERVICE", "dynamic")] if got["dynamic"] else [])]
+    if kind == "ndp":
+        changes = [key for key in ("method", "autowire") if got[key] in ("kernel", True)]
+        return [("CAP_NET_RAW", "proxy"), *(("CAP_NET_ADMIN", key) for key in changes)]
+    return [("CAP_NET_ADMIN", "")] if kind == "tunnel" else []
 
 
 def all_needs(sections: Iterable[Section], folder: str) -> tuple[Need, ...]:
-    """The first place of each; a folder of grantees wants routes."""
+    """The capabilities that are needed, with the first place that needs each; a folder of grantees wants routes."""
     found: dict[str, str] = {}
     for section in sections:
-        if section.kind != "grantee" or "CAP_NET_ADMIN" not in found:
-            for capability, key in needs_of(section):
-                line = section.values[key][1] if key in section.values else section.line
-                found.setdefault(capability, f"line {line}: [{section.head}] {key}".rstrip())
+        if section.kind == "grantee" and "CAP_NET_ADMIN" in found:
+            continue                                              # 10,000 of them say the same
+        for capability, key in needs_of(section.kind, section.parsed()):
+            found.setdefault(capability, f"line {section.line_of(key)}: [{section.head}] {key}".rstrip())
     if folder:
         found.setdefault("CAP_NET_ADMIN", f"the files in {folder}")
     return tuple(Need(*row) for row in sorted(found.items()))
+
+
+# -- what must not be twice ----------------------------------------------------------
 
 
 def check_apart(sections: list[Section], found: Iterable[tuple[Section, str, Prefix]]) -> None:
     """No two of these prefixes may overlap: sorted, a prefix can only overlap its neighbour."""
     ordered = sorted(found, key=lambda row: row[2])
     for (first, _, one), (second, key, other) in pairwise(ordered):
-        if one.overlaps(other):
-            later, where = (second, other) if sections.index(second) > sections.index(first) else (first, one)
-            raise later.error(key, f"{where} overlaps {one if where is other else other} "
-                                   f"of [{first.head if later is second else second.head}]")
-
-
-def check_heirs(sections: Iterable[Section]) -> None:
-    """Whoever had a key before, nobody has it now, nor had another it before."""
-    keys = {section.values.get("key", ("", 0))[0]: section.head for section in sections}
-    for section in sections:
-        for old in words(section.values.get("was", ("", 0))[0]):
-            section.check("was", old in keys, f"the key of [{keys.get(old, '')}], too")
-            keys[old] = section.head
+        if not one.overlaps(other):
+            continue
+        if sections.index(second) > sections.index(first):
+            raise second.error(key, f"{other} overlaps {one} of [{first.head}]")
+        raise first.error(key, f"{one} overlaps {other} of [{second.head}]")
 
 
 def check_unique(sections: list[Section]) -> None:
     seen: dict[str, Section] = {}
     for section in sections:
-        section.check("", section.head in seen, f"given twice (first in line {seen.get(section.head, section).line})")
+        if section.head in seen:
+            raise section.error("", f"given twice (first in line {seen[section.head].line})")
         seen[section.head] = section
-        keyed = f"{section.kind} {section.values.get('key', ('', 0))[0]}"
+        keyed = f"{section.kind} {section.text_of('key')}"
         if section.kind in ("grantee", "grantor") and "key" in section.values:
-            section.check("key", keyed in seen, f"the same as [{seen[keyed].head if keyed in seen else ''}]")
+            if keyed in seen:
+                raise section.error("key", f"the same as [{seen[keyed].head}]")
             seen[keyed] = section
-    check_heirs([section for section in sections if section.kind == "grantee"])
+    # A key in `was` belongs to exactly one grantee, and is nobody's current key.
+    grantees = [section for section in sections if section.kind == "grantee"]
+    keys = {section.text_of("key"): section.head for section in grantees}
+    for section in grantees:
+        for old in words(section.text_of("was")):
+            section.check("was", old in keys, f"the key of [{keys.get(old, '')}], too")
+            keys[old] = section.head
+
+
+# -- the files that it names ---------------------------------------------------------
+
+
+class Pins:
+    """The leases that the operator has fixed, in order; none overlaps another.  Made for 100,000 of them."""
+
+    def __init__(self, ordered: list[Prefix], owners: list[bytes], before: Pins | None = None) -> None:
+        self.ordered, self.owners = ordered, owners               # owner empty: of nobody configured here
+        self.before = before                                      # those that they replace ...
+        self.gone: list[Prefix] = []                              # ... and in what they differ
+        self.come: list[Prefix] = []
+        self.lost = 0                                             # that somebody had, and has no longer
+
+    def compare(self) -> None:
+        """Both are in order, so one walk along them does."""
+        if self.before is None:
+            return
+        old, new, at = self.before, self, 0
+        for pin, owner in zip(old.ordered, old.owners, strict=True):
+            come = at
+            while at < len(new.ordered) and new.ordered[at] < pin:
+                at += 1
+            self.come += new.ordered[come:at]
+            if at < len(new.ordered) and new.ordered[at] == pin:
+                self.lost += owner not in (b"", new.owners[at])
+                at += 1
+            else:
+                self.gone.append(pin)
+                self.lost += 1
+        self.come += new.ordered[at:]
+
+    def overlapping(self, prefix: Prefix) -> Iterator[tuple[Prefix, bytes]]:
+        """Those that this prefix overlaps, and whose they are."""
+        at = bisect_left(self.ordered, prefix)
+        if at and self.ordered[at - 1].holds(prefix):
+            yield self.ordered[at - 1], self.owners[at - 1]
+        while at < len(self.ordered) and prefix.holds(self.ordered[at]):
+            yield self.ordered[at], self.owners[at]
+            at += 1
+
+    def clear_for(self, key: bytes, prefix: Prefix) -> bool:
+        """It overlaps no pin, or lies inside of one of its own."""
+        return not self.ordered or all(owner == key and pin.holds(prefix) for pin, owner in self.overlapping(prefix))
 
 
 class PinRow(NamedTuple):
@@ -2472,17 +2494,14 @@ def read_config(text: str, file: str, files: Files | None = None, before: Config
     files = files or Files()
     sections = read_sections(text, file)
     check_unique(sections)
-    of = {kind: [s for s in sections if s.kind == kind] for kind in SETTINGS}
+    of = {kind: [section for section in sections if section.kind == kind] for kind in SETTINGS}
     main = (of["ddpd"] or [Section(file, "ddpd", 1)])[0].parsed()
+    contacts = read_contacts(of["grantor"], of["tunnel"], main["key"])
     draft = Draft(before)
-    contacts = tunnelled(of["tunnel"], tuple(read_contact(section) for section in of["grantor"]), main["key"])
-    ndp = tuple(read_ndp(section) for section in of["ndp"])
-    for section in of["pool"]:
-        pool = draft.pools[section.name] = read_pool(section, main["hold"])
-        above = pool.follows.name if pool.follows is not None and pool.follows.kind == "grantor" else ""
-        section.check("prefix", above not in ("", *(contact.name for contact in contacts)), f"no [grantor {above}]")
-    check_apart(sections, [(s, "prefix", draft.pools[s.name].prefix) for s in of["pool"]
-                           if draft.pools[s.name].follows is None])
+    draft.pools = {section.name: read_pool(section, main["hold_s"], [contact.name for contact in contacts])
+                   for section in of["pool"]}
+    check_apart(sections, [(section, "prefix", draft.pools[section.name].prefix) for section in of["pool"]
+                           if draft.pools[section.name].follows is None])
     pinned = []
     for section in of["grantee"]:
         agreement = read_agreement(section, draft.pools)
@@ -2490,18 +2509,19 @@ def read_config(text: str, file: str, files: Files | None = None, before: Config
         pinned += [(section, "pin", pin) for pin in agreement.pins]
         draft.add_pins(agreement.pins, file, section.line, agreement.key)
     check_apart(sections, pinned)
-    if main["grantees"]:
-        draft.read_folder(files.grantees(main["grantees"]))
-    for name in main["pins"]:
+    if main["folder"]:
+        draft.read_folder(files.grantees(main["folder"]))
+    for name in main["pin_files"]:
         draft.read_pins(files.pins(name))
     pins = draft.pins()
-    listen = main["listen"] or ((HostPort("::", PORT),) if draft.pools else ())
-    return Config(file, main["key"], listen, main["leases"], main["control"], main["mark"], main["load"],
-                  main["hold"], main["accounting"] or "", main["status"] or "", main["handlers"] or "", main["rate"],
-                  {kind: main[kind] for kind in HANDED if main[kind]},
-                  tuple(draft.pools.values()), draft.agreements, contacts, ndp,
-                  read_guards(of["wireguard"], draft.pools, main["key"], {section.name for section in of["tunnel"]}),
-                  all_needs(sections, main["grantees"] or ""), pins, tuple(draft.skipped), tuple(draft.unknown))
+    if draft.pools and not main["listen"]:
+        main["listen"] = (HostPort("::", PORT),)
+    return Config(
+        file=file, **main, pools=tuple(draft.pools.values()), agreements=draft.agreements, contacts=contacts,
+        ndp=tuple(read_ndp(section) for section in of["ndp"]),
+        guards=read_guards(of["wireguard"], draft.pools, main["key"], [section.name for section in of["tunnel"]]),
+        needs=all_needs(sections, main["folder"]), pins=pins, skipped=tuple(draft.skipped),
+        unknown=tuple(draft.unknown))
 
 
 def devices_of(config: Config) -> frozenset[str]:
@@ -3293,7 +3313,7 @@ def is_vast(prefix: Prefix) -> bool:
 class Sight:
     """What is known of one [wireguard] interface."""
 
-    def __init__(self, guard: Guard) -> None:
+    def __init__(self, guard: WireguardSection) -> None:
         self.guard = guard
         self.state: WgState | None = None                         # None: it is not there ...
         self.peers: dict[bytes, tuple[Prefix, ...]] = {}          # ... and these were its peers
@@ -3304,10 +3324,9 @@ class Sight:
     def expect(self, key: bytes) -> None:
         """One of its peers."""
         if key not in self.agreements:
-            template = self.guard.agreement
-            self.agreements[key] = replace(template, key=key, name=f"{template.name}/{short(key)}")
+            self.agreements[key] = self.guard.agreement_with(key)
 
-    def follow(self, guard: Guard) -> None:
+    def follow(self, guard: WireguardSection) -> None:
         """Under other terms."""
         known, self.guard, self.agreements = self.agreements, guard, {}
         for key in known:
@@ -3337,7 +3356,7 @@ class Sight:
 class Guards:
     """All [wireguard] interfaces: who their peers are, and what these hold that is not ours."""
 
-    def __init__(self, guards: Iterable[Guard]) -> None:
+    def __init__(self, guards: Iterable[WireguardSection]) -> None:
         self.sights: dict[str, Sight] = {}
         self.devs: dict[bytes, str] = {}                          # of each peer, its interface
         self.holders: dict[str, Holders] = {}                     # all allowed IPs, by interface
@@ -3348,7 +3367,7 @@ class Guards:
         self.is_stale = True                                      # what follows from them is to be found out again
         self.configure(guards)
 
-    def configure(self, guards: Iterable[Guard]) -> None:
+    def configure(self, guards: Iterable[WireguardSection]) -> None:
         old, self.sights = self.sights, {}
         for guard in guards:
             sight = self.sights[guard.dev] = old.get(guard.dev) or Sight(guard)
@@ -3409,7 +3428,7 @@ class Guards:
         endpoint = HostPort(guard.endpoint.host or asked_at or "", guard.endpoint.port or state.port)
         place = str(endpoint) if guard.endpoint.host or asked_at is not None else None
         found = {"wg_key": state.key, "wg_endpoint": place, "wg_allowed": guard.allowed,
-                 "wg_keepalive": guard.keepalive_s or None}
+                 "wg_keepalive": int(guard.keepalive_s) or None}
         return {name: value for name, value in found.items() if value not in NOTHING}
 
 
@@ -3701,7 +3720,8 @@ class Peer:
         return next((lease for lease in self.leases if lease.slot == slot and lease.state is LeaseState.ACTIVE), None)
 
 
-NOBODY: Final = Agreement("(no longer configured)", b"", (), 1, (), (), "none", (), (0.0, inf), inf, Rate(1, 1.0))
+NOBODY: Final = Agreement(name="(no longer configured)", key=b"", pools=(), limit=1, lengths=(), pins=(), route="none",
+                          total=(), bounds=(0.0, inf), until=inf, rate=Rate(1, 1.0), was=())
 
 
 def full_s(agreement: Agreement, pool: Pool) -> float:
@@ -10442,7 +10462,7 @@ class Doors:
     def __init__(self) -> None:
         self.open: dict[str, Door] = {}
 
-    def follow(self, guards: Iterable[Guard], links: Links) -> None:
+    def follow(self, guards: Iterable[WireguardSection], links: Links) -> None:
         wanted = {guard.dev: links.index(guard.dev) for guard in guards if guard.dynamic and links.index(guard.dev)}
         for dev, door in list(self.open.items()):
             if wanted.get(dev) != door.index:
@@ -11504,7 +11524,7 @@ def pubkey(_: Options) -> int:
     return 0
 
 
-def wg_peer_text(config: Config, public: str, guard: Guard | None) -> str:
+def wg_peer_text(config: Config, public: str, guard: WireguardSection | None) -> str:
     """As wg-quick's files have it, and others that configure WireGuard."""
     lines = ["[Peer]", f"PublicKey = {public}"]
     if guard is None:

@@ -182,7 +182,7 @@ def told(node: ddpd.Node, now: Now) -> None:
             json.dumps(shown, allow_nan=False)
             list(ddpd.nested_text(shown))
     for grantee in node.grantees.values():
-        for event, calls in zip(("bound", "updated", "lost"), ddpd.HOOK_CALLS.values(), strict=True):
+        for event, calls in zip(("bound", "lost"), ddpd.HOOK_CALLS.values(), strict=True):
             for words, environment in calls(grantee, event, None, now):
                 assert not any("\0" in text for text in (*words, *environment.values())), "NUL for a hook"
                 endpoint = environment.get("DDPD_WG_ENDPOINT", "")

@@ -212,9 +212,9 @@ def test_a_pin_is_explained() -> None:
 
 @pytest.mark.parametrize(("peer_", "ask", "says_"), [
     ("nobody", "::/56", "no grantee named 'nobody': a stranger gets no answer"), ("", "::/56", "no grantee named ''"),
-    ("alice", "", "is no ask"), ("alice", "nonsense", "nonsense"), ("alice", "::1/56", "host bits"),
-    ("alice", "::/8", "too large"), ("alice", "300: ::/56", "300"), ("alice", "::/56 on", "is no ask"),
-    ("alice", "::/999", "999"), ("alice", "0: ::/56 ::/56", "is no ask"),
+    ("alice", "", "is not an ask"), ("alice", "nonsense", "nonsense"), ("alice", "::1/56", "host bits"),
+    ("alice", "::/8", "too large"), ("alice", "300: ::/56", "300"), ("alice", "::/56 on", "is not an ask"),
+    ("alice", "::/999", "999"), ("alice", "0: ::/56 ::/56", "is not an ask"),
 ])
 def test_what_cannot_be_explained(peer_: str, ask: str, says_: str) -> None:
     with pytest.raises(ValueError, match=re.escape(says_)):
@@ -348,7 +348,7 @@ def test_explain_with_a_daemon_changes_nothing(world: World, capsys: Said) -> No
 @pytest.mark.slow
 @pytest.mark.parametrize(("words", "says_"), [
     (["nobody", "::/56"], "no grantee named 'nobody'"), (["alice", "junk"], "junk"), ([], "which peer?"),
-    (["alice", "::/56", "on"], "is no ask")])
+    (["alice", "::/56", "on"], "is not an ask")])
 def test_explain_says_what_it_does_not_know(world: World, capsys: Said, words: list[str], says_: str) -> None:
     code, out, err = run(capsys, world.daemon, "explain", *words)
     assert (code, out) == (2, "") and says_ in err and err.count("\n") == 1
