@@ -739,23 +739,6 @@ def test_a_refused_ask_takes_no_token() -> None:
 
 # ---- shares
 
-@settings(max_examples=100)
-@given(st.integers(48, 56), st.integers(0, 6), st.integers(1, 16))
-def test_shares_are_all_of_the_pool_and_as_equal_as_can_be(length: int, more: int, shares: int) -> None:
-    pool = ddpd.Prefix(6, P("2001:db8::/32").first, 32).network(32)._replace(length=length)
-    shortest = length + more
-    if 1 << more < shares:
-        with pytest.raises(ValueError, match="only"):
-            ddpd.share_of(pool, shortest, (1, shares))
-        return
-    parts = [ddpd.share_of(pool, shortest, (n, shares)) for n in range(1, shares + 1)]
-    whole = [part for share in parts for part in share]
-    assert whole == sorted(whole) and sum(part.size for part in whole) == pool.size
-    for one, other in itertools.pairwise(whole):
-        assert other.first == one.first + one.size
-    blocks = [sum(part.size for part in share) >> (128 - shortest) for share in parts]
-    assert max(blocks) - min(blocks) <= 1 and all(part.length <= shortest for part in whole)
-
 
 @pytest.mark.parametrize(("own", "inside"), [(1, "2001:db8:42::/49"), (2, "2001:db8:42:8000::/49")])
 def test_each_draws_from_its_own_share(own: int, inside: str) -> None:
