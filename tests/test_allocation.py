@@ -573,6 +573,13 @@ def test_draws_are_uniform_however_full_the_pool(
     assert is_uniform(lambda: space.draw(length, shortest, dice.randbytes), oracle.drawable(length, shortest), 20_000)
 
 
+def test_loaded_dice_are_noticed() -> None:
+    """First fit, one time in a hundred."""
+    pool = Broken()
+    may = pool.may(64)
+    assert not is_uniform(lambda: may[0] if pool.dice.random() < 0.01 else pool.draw(64), may, 20_000)
+
+
 def test_a_living_pool_is_uniform_at_every_moment() -> None:
     """Where the drawn one stands each time among those that could be, in 16 bins.
 
