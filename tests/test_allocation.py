@@ -99,8 +99,7 @@ def filled(pool: ddpd.Prefix, taken: Iterable[ddpd.Prefix], regions: tuple[ddpd.
 
 @pytest.mark.parametrize(("pool", "length"), [
     ("10.0.0.7/32", 32), ("10.0.0.6/31", 32), ("10.0.0.0/24", 32), ("10.0.0.0/16", 24),
-    ("2001:db8::/64", 64), ("2001:db8::1/128", 128), ("2001:db8::/55", 63), ("2001:db8:42::/48", 56),
-    ("2001:db8:42::/48", 64)])
+    ("2001:db8::/64", 64), ("2001:db8::1/128", 128), ("2001:db8::/55", 63), ("2001:db8:42::/48", 56)])
 def test_every_block_is_drawn_once_and_then_none(pool: str, length: int) -> None:
     whole, dice = P(pool), random.Random(1)
     space, drawn = ddpd.Space(whole), list[ddpd.Prefix]()
@@ -482,7 +481,7 @@ def test_longer_histories_agree_with_the_squares() -> None:
     """By dice: what hypothesis knows how to shorten costs it more than all else."""
     dice, Allocating.operations = random.Random(100_000), 0
     place = partial(dice.randrange, len(POOLS))
-    while Allocating.operations < 10_000:
+    while Allocating.operations < 3_000:
         world = Allocating()
         world.begin([(place(), dice.randrange(9), dice.randrange(256)) for _ in range(dice.randrange(20))])
         for _ in range(200):
@@ -570,7 +569,7 @@ def test_draws_are_uniform_however_full_the_pool(
     taken = dice.sample(every, int(len(every) * full))
     space, oracle = filled(whole, taken, regions), Squares(whole, length, regions)
     assert all(oracle.take(prefix) for prefix in taken)
-    assert is_uniform(lambda: space.draw(length, shortest, dice.randbytes), oracle.drawable(length, shortest), 20_000)
+    assert is_uniform(lambda: space.draw(length, shortest, dice.randbytes), oracle.drawable(length, shortest), 5_000)
 
 
 def test_loaded_dice_are_noticed() -> None:
@@ -606,7 +605,7 @@ def test_a_living_pool_is_uniform_at_every_moment() -> None:
 
 
 def test_what_the_grantor_gives_is_uniform() -> None:
-    """Past holes, another's pin, another's lease and what is held back, 20,000 times."""
+    """Past holes, another's pin, another's lease and what is held back, 5,000 times."""
     holes = "reserve = 2001:db8:42::/64 2001:db8:42:80::/59"
     hub = Hub(pool_text("2001:db8:42::/56", "/60-/64", "30d", holes), ["bob", "carol"])
     pin = P("2001:db8:42:14::/62")
@@ -616,9 +615,9 @@ def test_what_the_grantor_gives_is_uniform() -> None:
     oracle = Squares(P("2001:db8:42::/56"), 64)
     assert all(oracle.take(prefix) for prefix in [*hub.node.config.pools[0].reserve, pin, *bobs])
     seen = Counter[ddpd.Prefix | None]()
-    for _ in range(20_000):
+    for _ in range(5_000):
         hub.boot += 61
         seen.update(hub.get("carol", want(0)))
         hub.grantor.forget(*hub.peer("carol").leases)
     may = oracle.drawable(64, 60)
-    assert seen.total() == 20_000 and chi_squared(seen, may) < bound(len(may) - 1)
+    assert seen.total() == 5_000 and chi_squared(seen, may) < bound(len(may) - 1)

@@ -216,11 +216,11 @@ def test_a_repaired_checksum_is_right(frame: bytes, junk: bytes) -> None:
 
 
 def test_only_what_is_leased_is_answered() -> None:
-    """100,000 targets, many of them just outside; each answer is a valid advertisement."""
+    """20,000 targets, many of them just outside; each answer is a valid advertisement."""
     rand, frame = random.Random(7), bytes(duplicate_probe(T))
     given_ = ["2001:db8:42:100::/56", "2001:db8:42:300::/64", "2001:db8:42:400::7/128"]
     proxy, rows, answered = proxy_of("proxy = leased", *given_), [ddpd.parse_prefix(row) for row in given_], 0
-    for n in range(100_000):
+    for n in range(20_000):
         row = rows[n % 3]
         target = rand.getrandbits(128) if n % 5 == 0 else row.first | rand.getrandbits(128) & row.size - 1
         target ^= (1 << rand.randrange(128)) * (n % 2)
@@ -234,7 +234,7 @@ def test_only_what_is_leased_is_answered() -> None:
             answered += 1
         else:
             assert found in ("nobody's", "multicast target", "link-local target")
-    assert 30_000 < answered < 70_000
+    assert 6_000 < answered < 14_000
 
 
 FATES = {"short", "another kind", "hop limit", "code", "multicast target", "length", "checksum", "options", "source",
@@ -301,7 +301,7 @@ def test_who_has_asked_before_gets_the_same_answers(source: str) -> None:
     put(node, "2001:db8:42:1::/64", reach=ddpd.Reach("fe80::9", "eth0"))
     known = node.proxies["eth0"]
     askers = [bytes(frame) for frame, _ in HEARD.values()]
-    for n, frame in enumerate(mutants(9, 60_000)):
+    for n, frame in enumerate(mutants(9, 20_000)):
         if n % 2:                                                 # another target, which may be ours
             place = rand.choice(("2001:db8:42::", "2001:db8:42:300::", "2001:db8:42:1::", "ff02::"))
             target = packed(place)[:8] + rand.randbytes(8)
@@ -313,4 +313,4 @@ def test_who_has_asked_before_gets_the_same_answers(source: str) -> None:
         known_alike, known.alike = known.alike, {}
         assert found == fate(known, frame)
         known.alike = known_alike
-    assert (short > 5_000) == (source != "target") and len(known.alike) <= ddpd.MAX_ALIKE
+    assert (short > 1_500) == (source != "target") and len(known.alike) <= ddpd.MAX_ALIKE
