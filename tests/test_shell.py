@@ -295,15 +295,3 @@ def test_each_line_has_a_level(environment: dict[str, str], out: list[str], err:
     log.error("bad")
     said = capfd.readouterr()
     assert (said.out.splitlines(), said.err.splitlines()) == (out, err)
-
-
-# ---- hooks that the kernel does not run
-
-@pytest.mark.parametrize(("text", "says"), [
-    ("#!/bin/sh\r\nexit\r\n", "CR LF"), ("exit\n", "#!"), ("#!/nowhere/sh\nexit\n", "/nowhere/sh"), ("", "#!"),
-    ("#!/bin/sh\nexit\n", ""), ("#! /usr/bin/env python3\n", ""), ("\x7fELF", "")])
-def test_flaws_in_scripts(text: str, says: str, tmp_path: Path) -> None:
-    program = tmp_path / "hook"
-    program.write_bytes(text.encode())
-    found = ddpd.flaw_in_script(str(program))
-    assert says in found and bool(says) == bool(found)
