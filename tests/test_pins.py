@@ -896,17 +896,6 @@ def test_a_line_says_who_what_and_when_and_nothing_secret() -> None:
                         common | {"time": int(WALL) + 10, "event": "ended"}]
 
 
-def test_renewals_say_nothing_and_the_end_is_said_once() -> None:
-    hub = Billed()
-    prefix, = hub.get("alice", want(0))
-    for _ in range(5):
-        hub.later(1000)
-        hub.get("alice", want(0))
-    hub.later(3601)
-    hub.later(30 * 86400)
-    assert hub.events() == [("begun", "alice", str(prefix)), ("ended", "alice", str(prefix))]
-
-
 def test_a_revoke_is_the_end() -> None:
     hub = Billed()
     prefix, = hub.get("alice", want(0))
@@ -938,28 +927,6 @@ def test_what_ran_out_while_nobody_ran_is_ended_at_the_start() -> None:
     hub.node.restore([record for _, record in found.values()], hub.now)
     hub.later(0)
     assert [row["event"] for row in hub.rows] == ["begun", "ended"]
-
-
-def test_a_lease_that_comes_back_before_its_end_never_ended() -> None:
-    """A pool moves away and back again: one lease, begun once."""
-    hub = Billed()
-    prefix, = hub.get("alice", want(0))
-    hub.configure(HOME.replace(":42:", ":77:"))
-    hub.get("alice", want(0))
-    hub.later(10)
-    hub.configure(HOME)
-    assert hub.get("alice", want(0)) == [prefix]
-    hub.check()
-    hub.later(7200)
-    hub.check()
-
-
-def test_another_length_and_back() -> None:
-    hub = Billed()
-    hub.get("alice", want(0, "::/64"))
-    hub.get("alice", want(0, "::/60"))
-    hub.get("alice", want(0, "::/64"))
-    hub.check()
 
 
 def test_who_is_no_longer_configured_is_still_named() -> None:

@@ -159,6 +159,27 @@ def test_a_line_edited_by_hand_is_believed(lab: Lab) -> None:
         exit_.stop()
 
 
+# ==== in time ==========================================================================
+
+
+@needs("command -v strace")
+def test_what_is_answered_is_on_the_disk_by_then(lab: Lab) -> None:
+    """Whenever it is killed, nobody holds what the grantor does not know of."""
+    exit_ = lab["exit"].ddpd(EXIT.format("")).start()
+    assert exit_.process is not None
+    process = Path(f"/proc/{exit_.process.pid}/status")
+    trace = lab["exit"].start(f"strace -f -qq -s 9999 -e trace=pwrite64,fdatasync,sendmsg -p {exit_.process.pid}")
+    eventually(lambda: "TracerPid:\t0\n" not in process.read_text())
+    home = lab["one"].ddpd(GRANTEE).start()
+    home.eventually(lambda: bound(home))
+    [prefix] = bound(home)
+    eventually(lambda: "sendmsg(" in trace.log())
+    calls = trace.log().split("sendmsg(")[0].splitlines()         # all before the first answer
+    written = [n for n, line in enumerate(calls) if "pwrite64(" in line and prefix in line]
+    flushed = [n for n, line in enumerate(calls) if "fdatasync(" in line]
+    assert written and flushed and written[0] < flushed[-1], calls
+
+
 # ==== full ============================================================================
 
 
