@@ -241,7 +241,7 @@ def pairs(world: Lab, tmp_path: Path) -> Iterator[list[Pair]]:
 # ==== steps in the middle of a lease ==================================================
 
 LIFETIME_S = 8                                # preferred 4 s, T1 2 s
-PHASE_S = 4.5
+PHASE_S = 3.0
 
 
 def test_a_clock_that_jumps_changes_nothing(pairs: list[Pair]) -> None:

@@ -57,9 +57,9 @@ def granted(exit_: Daemon) -> dict[str, str]:
     return {row["grantee"]: row["prefix"] for row in exit_.status()["granted"]}
 
 
-def three(lab: Lab) -> tuple[Daemon, dict[str, Daemon], dict[str, str]]:
+def three(lab: Lab, lifetime: str = "20s") -> tuple[Daemon, dict[str, Daemon], dict[str, str]]:
     """A grantor with three grantees that are bound, and what each has."""
-    exit_ = lab["exit"].ddpd(EXIT.format("")).start()
+    exit_ = lab["exit"].ddpd(EXIT.format("").replace("20s", lifetime)).start()
     grantees = {name: lab[name].ddpd(GRANTEE).start() for name in OLD}
     for grantee in grantees.values():
         grantee.eventually(lambda g=grantee: bound(g))      # type: ignore[misc]  # a loop's lambda
@@ -81,7 +81,7 @@ def newcomer(lab: Lab) -> dict[str, str]:
 
 def test_everybody_gets_the_same_again_after_the_lease_file_is_lost(lab: Lab) -> None:
     """Tickets bring all back; a newcomer waits until nobody can hold what the table has not."""
-    exit_, grantees, had = three(lab)
+    exit_, grantees, had = three(lab, "12s")
     exit_.stop()
     (exit_.dir / "leases.json").unlink()
     exit_.start()
