@@ -176,12 +176,12 @@ def resident() -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(2))
 def test_nothing_that_comes_breaks_it(seed: int) -> None:
-    """2,000,000 frames in all; most with the right checksum."""
+    """200,000 frames in all; most with the right checksum."""
     proxy, many, seen, answers, rss = proxy_of(
         f"proxy = leased\n  iface 2001:db8:1::/64 br0\n  never {FREE}\nautowire = yes\ndeny = 2001:db8:3::/64",
-        "2001:db8:42:100::/56"), 250_000, set[str](), 0, 0
+        "2001:db8:42:100::/56"), 100_000, set[str](), 0, 0
     for n, frame in enumerate(mutants(seed, many)):
         now = n * 1e-3
         try:
