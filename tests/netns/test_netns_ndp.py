@@ -272,7 +272,7 @@ def test_many_rules_fit_an_old_kernels_memory_for_options(lab: Lab) -> None:
     """... in which the filter before and the one after have to fit, as leases and rules come and go."""
     lab["proxy"].sysctl({"net/core/optmem_max": 20480})
     daemon, asker = proxying(lab, f"iface {NET}:/64 eth1"), Asker(lab)
-    for many in 1, 20, 40, 60, 200, 500, 3:
+    for many in 1, 40, 200, 500, 3:
         rules = "".join(f"  static {NET}:{n:x}/128\n  iface 2001:db8:78::{n:x}/128 eth1\n" for n in range(1, many + 1))
         daemon.write(f"[ddpd]\n[ndp eth0]\nproxy =\n{rules}")
         assert daemon.command("reload").returncode == 0
@@ -622,10 +622,12 @@ LOSSES: dict[str, Callable[[Leased, Lab], object]] = {
 }
 
 
-@pytest.mark.parametrize("loss", LOSSES)
-def test_what_the_kernel_lost_it_has_again(leased: Leased, lab: Lab, loss: str) -> None:
-    LOSSES[loss](leased, lab)
-    leased.daemon.eventually(leased.has, 2 * ddpd.NEIGHBOURS_S)    # of some the kernel tells nobody
+@pytest.mark.parametrize("leased", ["iproute2"], indirect=True)
+def test_what_the_kernel_lost_it_has_again(leased: Leased, lab: Lab) -> None:
+    for loss, happens in LOSSES.items():
+        print(f"[+] {loss}")
+        happens(leased, lab)
+        leased.daemon.eventually(leased.has, 2 * ddpd.NEIGHBOURS_S)    # of some the kernel tells nobody
 
 
 # ==== privilege =======================================================================
@@ -700,7 +702,7 @@ def mutated(random_: random.Random, frames: list[bytes]) -> bytes:
     return bytes(frame[:random_.randrange(15, len(frame))] if how < 0.1 else frame + frame[54:] if how < 0.2 else frame)
 
 
-def test_two_hundred_thousand_mutated_frames_leave_it_answering(lab: Lab) -> None:
+def test_mutated_frames_leave_it_answering(lab: Lab) -> None:
     daemon = proxying(lab, f"{STATIC}, auto 2001:db8:77:2::/64, iface 2001:db8:77:3::/64 eth1")
     assert daemon.process
     pid, asker, inner, random_ = daemon.process.pid, Asker(lab), Asker.__new__(Asker), random.Random(1)
@@ -708,7 +710,7 @@ def test_two_hundred_thousand_mutated_frames_leave_it_answering(lab: Lab) -> Non
     inner.sock = lab["inside"].socket(socket.AF_PACKET, socket.SOCK_RAW)
     inner.sock.bind(("eth0", 0))
     replies = [bytes(advertisement(f"2001:db8:77:3::{n}", "fe80::1", "ff02::1", 0)) for n in (7, 8)]
-    for n in range(10):
+    for n in range(3):
         for _ in range(20_000):
             asker.send(mutated(random_, seeds))
         for _ in range(100):
@@ -718,7 +720,7 @@ def test_two_hundred_thousand_mutated_frames_leave_it_answering(lab: Lab) -> Non
         assert daemon.running() and daemon.process.pid == pid, n
     assert "Traceback" not in daemon.log()
     [row] = daemon.status()["ndp"]
-    assert 10_000 < row["heard"] <= 200_000 + 1_000
+    assert 3_000 < row["heard"] <= 60_000 + 1_000
     assert len(row["ignored"]) >= 6
     assert rests(daemon)
 
