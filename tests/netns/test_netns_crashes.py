@@ -91,8 +91,7 @@ def promised(daemons: dict[str, Daemon]) -> bool:
 
 def status(daemon: Daemon) -> dict[str, Any]:
     """Empty while it is not there yet."""
-    done = daemon.command("status", "--json")
-    return dict(json.loads(done.stdout)) if done.returncode == 0 else {}
+    return daemon.told("status") or {}
 
 
 def forgotten(exit_: Daemon, held: dict[str, set[str]]) -> list[str]:
