@@ -359,12 +359,14 @@ def hear_ask(data: bytes) -> None:
             (node.revoke if n % 2 else node.forgive)(peer, None, now)
         plain = stamped(step[2:], int(now.wall * 1e6) + n) if step[1] & 0x10 else step[2:]
         try:
-            effects = peers[who].said(plain, not step[1] & 1, PATHS[(step[0] & 7) % len(PATHS)], now)
+            peers[who].said(plain, not step[1] & 1, PATHS[(step[0] & 7) % len(PATHS)], now)
         except Drop:
             continue
         if step[1] & 0x80:
-            node.grantor.unsaved([save.key for save in effects if isinstance(save, ddpd.Save) and save.promise])
+            node.grantor.unsaved()
             node.grantor.disk_full = n % 2 == 0
+        else:
+            node.grantor.unwritten.clear()
     sound(node, Now(boot, WALL + boot - BOOT))
     late = Now(boot + 1e8, WALL + 1e8)
     pass_time(node, late)
@@ -976,7 +978,7 @@ def used(config: ddpd.Config) -> None:
         peer = node.grantor.peer_of(key)
         assert peer is not None
         for ask in (ASK, replace(ASK, stamp=2, wants=ASK.wants[1:], releases=(0,)), replace(ASK, stamp=3, releases=())):
-            answer, _ = node.grantor.heard(peer, ask, PATHS[n], now)
+            answer, _ = node.grantor.handle_ask(peer, ask, PATHS[n], now)
             wire = ddpd.encode(answer)
             assert ddpd.encode(ddpd.decode(wire)) == wire
             ddpd.fitted(answer, wire, 400, 36)

@@ -132,8 +132,8 @@ def test_what_comes_deprecated_has_faded_and_is_no_news_each_time() -> None:
 def test_of_what_is_preferred_no_longer_nobody_asks_every_second() -> None:
     """A pool that follows a silent grantor: what its own grantees can hear by asking often is nothing."""
     pool, = ddpd.read_config("[pool p]\nprefix = 2001:db8::/48\ngive = /56\nlifetime = 1h\nrenew = 5s\n", "t").pools
-    assert ddpd.Grantor.times(replace(pool, prefers=T0 - 1, renew_s=900.0), 3000.0, at(T0)) == ((60.0, 60.0), 0.0)
-    assert ddpd.Grantor.times(replace(pool, prefers=T0 + 30), 3000.0, at(T0)) == ((5.0, 24.0), 30.0)
+    assert ddpd.times_of(replace(pool, prefers=T0 - 1, renew_s=900.0), 3000.0, at(T0)) == (60.0, 60.0, 0.0)
+    assert ddpd.times_of(replace(pool, prefers=T0 + 30), 3000.0, at(T0)) == (5.0, 24.0, 30.0)
 
 
 def test_a_lease_that_is_over_before_its_answer_is_here_is_asked_for_again() -> None:

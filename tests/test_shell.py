@@ -179,42 +179,41 @@ def acts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Acts]:
         os.close(made.daemon.store.fd)
 
 
-def granting(n: int, promise: bool = True) -> list[ddpd.Effect]:
-    path = ddpd.Path("::1", 1)
-    return [ddpd.Note(str(n)), ddpd.Save(ddpd.key_of(lease(n)), lease(n), promise), ddpd.Install(),
-            ddpd.Send(b"%d" % n, path)]
+def grant(acts: Acts, n: int, promise: bool = True) -> list[ddpd.Effect]:
+    """As a grantor leaves it behind: a new lease, or one that was promised before."""
+    wanted, grantor = acts.daemon.node.wanted, acts.daemon.node.grantor
+    wanted.record(lease(n))
+    wanted.changed.add(("1 route", n))
+    if promise:
+        grantor.unwritten[ddpd.key_of(lease(n))] = []
+    return [ddpd.Note(str(n)), ddpd.Send(b"%d" % n, ddpd.Path("::1", 1))]
 
 
 def test_a_batch_is_saved_once_before_anything_is_sent(acts: Acts) -> None:
-    acts.daemon.perform([granting(1), granting(2)])
+    acts.daemon.converge([grant(acts, 1), grant(acts, 2)])
     assert acts.did == ["save", "install", "note 1", "send 1", "note 2", "send 2"]
+    assert not acts.daemon.node.grantor.unwritten
 
 
-@pytest.mark.parametrize("earlier", [[], [ddpd.Save(ddpd.key_of(lease(2)), None)]], ids=["new", "former"])
-def test_what_could_not_be_saved_is_not_sent(earlier: list[ddpd.Effect], acts: Acts,
-                                             monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("former", [False, True], ids=["new", "former"])
+def test_what_could_not_be_saved_is_not_sent(former: bool, acts: Acts, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor anything else of its batch: who asked in it asks again.  A former lease that comes back is as new as any."""
     monkeypatch.setattr(os, "fdatasync", full)
+    if former:
+        acts.daemon.node.wanted.forget_record(ddpd.key_of(lease(2)))
     other: list[ddpd.Effect] = [ddpd.Send(b"x", ddpd.Path("::1", 1))]
-    acts.daemon.perform([earlier + granting(2), granting(1, promise=False), other, granting(3)])
+    lost = acts.daemon.converge([grant(acts, 2), grant(acts, 1, promise=False), other, grant(acts, 3)])
     assert not any(did.startswith("send") for did in acts.did) and "note 3" in acts.did
-    assert acts.daemon.node.grantor.disk_full
-
-
-def test_what_could_not_be_saved_is_not_held(acts: Acts, monkeypatch: pytest.MonkeyPatch) -> None:
-    lost: set[ddpd.Key] = set()
-    monkeypatch.setattr(acts.daemon.node.grantor, "unsaved", lost.update)
-    monkeypatch.setattr(os, "fdatasync", full)
-    acts.daemon.perform([granting(1, promise=False), granting(2)])
-    assert lost == {ddpd.key_of(lease(2))}
+    assert acts.daemon.node.grantor.disk_full and lost == {ddpd.key_of(lease(n)) for n in (2, 3)}
 
 
 def test_the_marker_says_that_there_was_a_grant(acts: Acts, tmp_path: Path) -> None:
     acts.daemon.marked = False
     acts.daemon.config = dataclasses.replace(acts.daemon.config, key=str(tmp_path / "key"))
-    acts.daemon.perform([[ddpd.Save(ddpd.key_of(record(3)), record(3))]])
+    acts.daemon.node.wanted.record(record(3))
+    acts.daemon.converge([])
     assert not (tmp_path / "key.granted").exists()
-    acts.daemon.perform([granting(1)])
+    acts.daemon.converge([grant(acts, 1)])
     assert (tmp_path / "key.granted").exists()
 
 

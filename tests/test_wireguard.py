@@ -124,7 +124,7 @@ class World:
         assert peer is not None, "a stranger"
         ask = ddpd.Ask(stamp=self.stamp, run=key[:8], releases=releases,
                        wants=tuple(ddpd.Want(n, parse_prefix(text)) for n, text in enumerate(wants)))
-        answer, _ = self.node.grantor.heard(peer, ask, ddpd.Path("192.0.2.9", 5000, 0, ETH0), self.now)
+        answer, _ = self.node.grantor.handle_ask(peer, ask, ddpd.Path("192.0.2.9", 5000, 0, ETH0), self.now)
         self.perform()
         return answer
 
@@ -244,7 +244,7 @@ def test_the_endpoint_is_where_was_asked(asked_at: str, endpoint: str) -> None:
     assert peer is not None
     ask = ddpd.Ask(stamp=1, run=A[:8], wants=(ddpd.Want(0, parse_prefix("::/56")),))
     path = ddpd.Path("2001:db8:e::2", 5000, 0, socket.inet_pton(socket.AF_INET6, asked_at) + (2).to_bytes(4, "little"))
-    assert world.node.grantor.heard(peer, ask, path, world.now)[0].wg_endpoint == endpoint
+    assert world.node.grantor.handle_ask(peer, ask, path, world.now)[0].wg_endpoint == endpoint
 
 
 def test_who_asks_through_the_tunnel_is_not_told_where_it_is() -> None:
@@ -253,7 +253,7 @@ def test_who_asks_through_the_tunnel_is_not_told_where_it_is() -> None:
     assert peer is not None
     ask = ddpd.Ask(stamp=1, run=A[:8], wants=(ddpd.Want(0, parse_prefix("::/56")),))
     inside = ddpd.Path("fd00::1", 5000, 0, bytes(16) + (3).to_bytes(4, "little"))
-    assert world.node.grantor.heard(peer, ask, inside, world.now)[0].wg_endpoint is None
+    assert world.node.grantor.handle_ask(peer, ask, inside, world.now)[0].wg_endpoint is None
 
 
 @pytest.mark.parametrize("entry", ["2001:db8:42::/48", "2001:db8:40::/44", "2001:db8:42:5500::/64"])
