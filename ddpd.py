@@ -6821,10 +6821,11 @@ class Proxy:
         return sorted(set(found)) if len(found) <= 2 * most else None
 
 
-# ==== ROLES =========================================================== pure ====
+# ==== NODE ============================================================ pure ====
 #
-# Both roles side by side: what each is to know of the other, of the links and of the
-# ways, and what they want of the kernel together.
+# Both roles side by side, their sessions and their leases: what each is to know of the other, of the
+# links and of the ways, and what they want of the kernel together.  `received` a datagram, `woke` at
+# the deadline, `compose` an ask, `resolved` a name; after each, `follow`.
 
 
 def ula_of(secret: bytes, pool: str) -> Prefix:
@@ -6841,8 +6842,58 @@ def no_route(_: Prefix) -> Route | None:
 Aim = tuple[str, str]                    # what is reached, and of which grantor
 
 
-class Roles:
-    """A grantor and grantees in one process."""
+def expect(cls: type[T], message: Message) -> T:
+    if not isinstance(message, cls):
+        raise Drop("message of the other role")
+    return message
+
+
+class LastRun(NamedTuple):
+    """How the program ended last time."""
+
+    clean: bool
+    boot: str
+    at: float
+    epoch: int
+    wall: float = 0.0
+
+
+def aged(lease: Lease, run: LastRun, elapsed_s: float) -> Lease:
+    """With the time that it has left.  elapsed_s: since the last run ended or, if that crashed, began.
+
+    After a crash that is its full lifetime, but for what is known to have passed: it was not renewed in the last run.
+    A deprecated lease only counts down, from what is on file.
+    """
+    if run.clean:
+        lease.valid_until -= elapsed_s
+    elif lease.living:
+        full = lease.valid_until if lease.state is LeaseState.DEPRECATED else lease.valid_s
+        lease.valid_until = full if lease.epoch >= run.epoch else full - elapsed_s
+    return lease
+
+
+def run_of(record: Record) -> LastRun:
+    """KeyError, TypeError or ValueError if the record is none."""
+    run = LastRun(bool(record["clean"]), str(record["boot"]), float(record["at"]), int(record["epoch"]),
+                  float(record.get("wall", 0)))
+    if not (0 <= run.at < 2**40 and 0 <= run.epoch < MAX_EPOCH and 0 <= run.wall < 2**40):
+        raise ValueError("a number is out of bounds")
+    return run
+
+
+READ_RECORD: Final[dict[str, Callable[[Record, str, Now], Any]]] = {
+    "granted":    lambda record, _boot, _now: lease_of(record),
+    "held":       lambda record, boot, now: (public_key(record["key"]), held_of(record, boot, now)),
+    "slot":       lambda record, _boot, _now: (str(record["grantor"]), str(record["line"]),
+                                               whole(0, 255)(str(record["slot"]))),
+    "made":       lambda record, _boot, _now: made_of(record),
+    "recovering": lambda record, _boot, _now: float(whole(0, FOREVER)(str(record["left"]))),
+    "run":        lambda record, _boot, _now: run_of(record),
+}
+
+
+class Node:
+    """All that ddpd decides: a grantor and grantees in one process."""
 
     def __init__(self, config: Config, secret: bytes, boot: str, rand: Rand) -> None:
         self.config, self.boot, self.rand = config, boot, rand
@@ -7170,66 +7221,6 @@ class Roles:
         for thing in things.values():
             self.wanted.put(thing)
         return set(things)
-
-
-# ==== NODE ============================================================ pure ====
-#
-# Both roles, their sessions and their leases behind four verbs: `received` a
-# datagram, `woke` at the deadline, `compose` an ask, `resolved` a name.
-
-
-def expect(cls: type[T], message: Message) -> T:
-    if not isinstance(message, cls):
-        raise Drop("message of the other role")
-    return message
-
-
-class LastRun(NamedTuple):
-    """How the program ended last time."""
-
-    clean: bool
-    boot: str
-    at: float
-    epoch: int
-    wall: float = 0.0
-
-
-def aged(lease: Lease, run: LastRun, elapsed_s: float) -> Lease:
-    """With the time that it has left.  elapsed_s: since the last run ended or, if that crashed, began.
-
-    After a crash that is its full lifetime, but for what is known to have passed: it was not renewed in the last run.
-    A deprecated lease only counts down, from what is on file.
-    """
-    if run.clean:
-        lease.valid_until -= elapsed_s
-    elif lease.living:
-        full = lease.valid_until if lease.state is LeaseState.DEPRECATED else lease.valid_s
-        lease.valid_until = full if lease.epoch >= run.epoch else full - elapsed_s
-    return lease
-
-
-def run_of(record: Record) -> LastRun:
-    """KeyError, TypeError or ValueError if the record is none."""
-    run = LastRun(bool(record["clean"]), str(record["boot"]), float(record["at"]), int(record["epoch"]),
-                  float(record.get("wall", 0)))
-    if not (0 <= run.at < 2**40 and 0 <= run.epoch < MAX_EPOCH and 0 <= run.wall < 2**40):
-        raise ValueError("a number is out of bounds")
-    return run
-
-
-READ_RECORD: Final[dict[str, Callable[[Record, str, Now], Any]]] = {
-    "granted":    lambda record, _boot, _now: lease_of(record),
-    "held":       lambda record, boot, now: (public_key(record["key"]), held_of(record, boot, now)),
-    "slot":       lambda record, _boot, _now: (str(record["grantor"]), str(record["line"]),
-                                               whole(0, 255)(str(record["slot"]))),
-    "made":       lambda record, _boot, _now: made_of(record),
-    "recovering": lambda record, _boot, _now: float(whole(0, FOREVER)(str(record["left"]))),
-    "run":        lambda record, _boot, _now: run_of(record),
-}
-
-
-class Node(Roles):
-    """All that ddpd decides."""
 
     # -- datagrams -------------------------------------------------------------------
 
