@@ -84,7 +84,7 @@ FOUND_S:  Final = 15.0                   # seconds until what was found on a tun
 DOOR:     Final = 970                    # wg-dynamic's, of TCP
 MARK:     Final = 221                  # our routes' protocol; their metric, our rules' preference: 100 times it
 
-# Every limit, in one table: the README prints it.
+# Every limit, in one table: docs/reference.md prints it.
 MAX_DATAGRAM:   Final = 1232           # bytes of any datagram, in or out
 FIRST_ASK:      Final = 512            # bytes of the first ask, padded
 ASK_STEP:       Final = 128            # later asks are a multiple of this many bytes
@@ -1363,8 +1363,8 @@ def parse_proxy(text: str) -> Proxying:
 # ==== SETTINGS ======================================================= pure ====
 #
 # The sections of a configuration.  A field with a setting is a key: how its text is read, its
-# default, what it means.  The parser, the example file, the README's table and the manual follow
-# from it; to add a key, add a field.
+# default, what it means.  The parser, the tables of docs/reference.md and the man pages follow from
+# it; to add a key, add a field.
 
 
 class Setting(NamedTuple):
@@ -2749,7 +2749,7 @@ def table_of(mark: int, n: int) -> int:
 
 
 class Route(NamedTuple):
-    """Neither via nor dev: unreachable.  With a source: only for traffic from there (IPv6)."""
+    """Neither via nor dev: unreachable.  With a source: only for traffic from there (IPv6).  It carries our mark."""
 
     prefix: Prefix
     table: int
@@ -2757,6 +2757,31 @@ class Route(NamedTuple):
     source: Prefix | None = None
     mtu: int = 0                         # 0: that of the interface
     leaves_by: str = ""                  # the address of ours that packets are sent from; empty: the kernel's choice
+
+    @property
+    def id(self) -> Key:
+        return ("1 route", self.table, self.prefix, str(self.source or ""))
+
+    @property
+    def version(self) -> int:
+        return self.prefix.version
+
+    def words(self, mark: int) -> str:
+        via, dev = self.reach
+        words_ = str(self.prefix) if via or dev else f"unreachable {self.prefix}"
+        words_ += f" from {self.source}" if self.source else ""
+        if via:
+            words_ += f" via inet6 {via}" if self.version == 4 and ":" in via else f" via {via}"
+        words_ += f" dev {dev}" if dev else ""
+        words_ += f" table {self.table} proto {mark} metric {mark * 100}"
+        words_ += f" src {self.leaves_by}" if self.leaves_by else ""
+        return words_ + (f" mtu {self.mtu}" if self.mtu else "")
+
+    def add_line(self, mark: int, _: Now) -> str:
+        return f"route replace {self.words(mark)}"
+
+    def delete_lines(self, mark: int) -> list[str]:
+        return [f"route del {self.words(mark)}"]
 
 
 class Address(NamedTuple):
@@ -2766,6 +2791,33 @@ class Address(NamedTuple):
     valid_until: float = 0.0
     link: int = 0                        # the interface's index when it was made: another one may have its name now
 
+    @property
+    def id(self) -> Key:
+        return ("2 address", self.dev, self.address)
+
+    @property
+    def version(self) -> int:
+        return self.address.version
+
+    def words(self, _: int) -> str:
+        return f"{self.address} dev {self.dev}"
+
+    def add_line(self, mark: int, now: Now) -> str:
+        def left(until: float) -> str:
+            return "forever" if until == inf else str(max(0, int(until - now.boot)))
+        return (f"addr replace {self.words(mark)} valid_lft {left(max(self.valid_until, now.boot + 1))} "
+                f"preferred_lft {left(self.prefers_until)}")
+
+    def delete_lines(self, mark: int) -> list[str]:
+        """The kernel takes the route to the subnet away only with an address that has no lifetime."""
+        last = [f"addr del {self.words(mark)}"]
+        if self.version == 4:
+            return last
+        return [f"addr change {self.words(mark)} valid_lft forever preferred_lft forever", *last]
+
+    def record(self) -> Record:
+        return {"kind": "made", "what": f"address {self.address} {self.dev}", "link": self.link}
+
 
 class Rule(NamedTuple):
     """Without a source: main, but not its default route."""
@@ -2774,12 +2826,50 @@ class Rule(NamedTuple):
     source: Prefix | None
     table: int
 
+    @property
+    def id(self) -> Key:
+        return ("3 rule", self.version, str(self.source or ""), self.table)
+
+    def words(self, mark: int) -> str:
+        if self.source is None:
+            return f"pref {mark * 100} lookup main suppress_prefixlength 0"
+        return f"pref {mark * 100 + 1} from {self.source} lookup {self.table}"
+
+    def add_line(self, mark: int, _: Now) -> str:
+        return f"rule add {self.words(mark)}"
+
+    def delete_lines(self, mark: int) -> list[str]:
+        return [f"rule del {self.words(mark)}"]
+
+    def record(self) -> Record:
+        return {"kind": "made", "what": f"rule{self.version} {self.source or 'all'} {self.table}"}
+
 
 class Neighbour(NamedTuple):
     """An address for which the kernel answers solicitations on an interface."""
 
     dev: str
     address: Prefix
+
+    @property
+    def id(self) -> Key:
+        return ("4 neighbour", self.dev, self.address)
+
+    @property
+    def version(self) -> int:
+        return self.address.version
+
+    def words(self, _: int) -> str:
+        return f"proxy {self.address.host} dev {self.dev}"
+
+    def add_line(self, mark: int, _: Now) -> str:
+        return f"neigh add {self.words(mark)}"
+
+    def delete_lines(self, mark: int) -> list[str]:
+        return [f"neigh del {self.words(mark)}"]
+
+    def record(self) -> Record:
+        return {"kind": "made", "what": f"neighbour {self.address} {self.dev}"}
 
 
 class Interface(NamedTuple):
@@ -2795,12 +2885,40 @@ class Interface(NamedTuple):
     port: int = 0                        # 0: any
     own: bytes = b""                     # our public key when it was made: by that it is told from others of its name
 
+    @property
+    def id(self) -> Key:
+        return ("0 interface", self.dev)
+
+    def add_line(self, _mark: int, _now: Now) -> str:
+        what = f"peer {show_key(self.peer)}" if self.peer else f"listen-port {self.port}"
+        return f"interface add {self.dev} {what}"
+
+    def delete_lines(self, _: int) -> list[str]:
+        return [f"interface del {self.dev}"]
+
+    def record(self) -> Record:
+        return {"kind": "made", "what": f"interface {self.dev}", "peer": show_key(self.peer) if self.peer else "",
+                "endpoint": self.endpoint, "own": show_key(self.own) if self.own else ""}
+
 
 class WgPeer(NamedTuple):
     """One that a WireGuard interface of somebody else's has from us."""
 
     dev: str
     key: bytes
+
+    @property
+    def id(self) -> Key:
+        return ("5 peer", self.dev, self.key)
+
+    def add_line(self, _mark: int, _now: Now) -> str:
+        return f"peer add {self.dev} peer {show_key(self.key)}"
+
+    def delete_lines(self, _: int) -> list[str]:
+        return [f"peer del {self.dev} peer {show_key(self.key)}"]
+
+    def record(self) -> Record:
+        return {"kind": "made", "what": f"peer {self.dev} {show_key(self.key)}"}
 
 
 class AllowedIp(NamedTuple):
@@ -2810,113 +2928,31 @@ class AllowedIp(NamedTuple):
     key: bytes
     prefix: Prefix
 
+    @property
+    def id(self) -> Key:
+        return ("6 allowed", self.dev, self.prefix, self.key)
 
-Thing = Route | Address | Rule | Neighbour | Interface | WgPeer | AllowedIp      # what can be installed
-WgThing = Interface | WgPeer | AllowedIp         # ... of that by `wg`
+    def add_line(self, _mark: int, _now: Now) -> str:
+        return f"allowed-ips add {self.dev} peer {show_key(self.key)} {self.prefix}"
 
+    def delete_lines(self, _: int) -> list[str]:
+        return [f"allowed-ips del {self.dev} peer {show_key(self.key)} {self.prefix}"]
 
-KEY_OF_THING: Final[dict[type[Any], Callable[[Any], Key]]] = {
-    Interface: lambda it: ("0 interface", it.dev),
-    Route:     lambda it: ("1 route", it.table, it.prefix, str(it.source or "")),
-    Address:   lambda it: ("2 address", it.dev, it.address),
-    Rule:      lambda it: ("3 rule", it.version, str(it.source or ""), it.table),
-    Neighbour: lambda it: ("4 neighbour", it.dev, it.address),
-    WgPeer:    lambda it: ("5 peer", it.dev, it.key),
-    AllowedIp: lambda it: ("6 allowed", it.dev, it.prefix, it.key),
-}
+    def record(self) -> Record:
+        return {"kind": "made", "what": f"allowed {self.dev} {show_key(self.key)} {self.prefix}"}
 
 
-def thing_key(thing: Thing) -> Key:
-    """What it replaces; the order of the keys is the order of installing."""
-    return KEY_OF_THING[type(thing)](thing)
+# `id` is what a thing replaces; the order of the ids is the order of installing.  `add_line` and
+# `delete_lines` are its words of `ip`; those of `wg` only a person reads them, in the log.  What has a
+# record carries no mark in the kernel.
+IpThing = Route | Address | Rule | Neighbour
+WgThing = Interface | WgPeer | AllowedIp
+Unmarked = Address | Rule | Neighbour | WgThing
+Thing = Route | Unmarked
 
 
-def version_of(thing: Thing) -> int:
-    """4 or 6; of what is not by `ip` 0."""
-    if isinstance(thing, WgThing):
-        return 0
-    if isinstance(thing, Rule):
-        return thing.version
-    return thing.prefix.version if isinstance(thing, Route) else thing.address.version
-
-
-def lifetime(until: float, now: Now) -> str:
-    return "forever" if until == inf else str(max(0, int(until - now.boot)))
-
-
-def wg_words(thing: WgThing) -> str:
-    """As a person reads it in the log."""
-    if isinstance(thing, Interface):
-        return thing.dev + (f" peer {show_key(thing.peer)}" if thing.peer else f" listen-port {thing.port}")
-    return f"{thing.dev} peer {show_key(thing.key)}" + (f" {thing.prefix}" if isinstance(thing, AllowedIp) else "")
-
-
-def rule_words(thing: Rule, mark: int) -> str:
-    if thing.source is None:
-        return f"pref {mark * 100} lookup main suppress_prefixlength 0"
-    return f"pref {mark * 100 + 1} from {thing.source} lookup {thing.table}"
-
-
-def route_words(thing: Route, mark: int) -> str:
-    via, dev = thing.reach
-    kind = "" if via or dev else "unreachable "
-    other = "inet6 " * (thing.prefix.version == 4 and ":" in via)
-    where = (f" from {thing.source}" if thing.source else "") + (f" via {other}{via}" if via else "")
-    where += (f" dev {dev}" if dev else "") + f" table {thing.table} proto {mark} metric {mark * 100}"
-    where += f" src {thing.leaves_by}" if thing.leaves_by else ""
-    return f"{kind}{thing.prefix}{where}" + (f" mtu {thing.mtu}" if thing.mtu else "")
-
-
-def thing_words(thing: Thing, mark: int) -> str:
-    """Its words of `ip`, without verb and lifetimes."""
-    if isinstance(thing, WgThing):
-        return wg_words(thing)
-    if isinstance(thing, Address):
-        return f"{thing.address} dev {thing.dev}"
-    if isinstance(thing, Neighbour):
-        return f"proxy {thing.address.host} dev {thing.dev}"
-    return route_words(thing, mark) if isinstance(thing, Route) else rule_words(thing, mark)
-
-
-NOUNS: Final = {Route: "route", Address: "addr", Rule: "rule", Neighbour: "neigh",
-                Interface: "interface", WgPeer: "peer", AllowedIp: "allowed-ips"}
-
-
-def add_line(thing: Thing, mark: int, now: Now) -> str:
-    words_ = thing_words(thing, mark)
-    if isinstance(thing, Route):
-        return f"route replace {words_}"
-    if not isinstance(thing, Address):
-        return f"{NOUNS[type(thing)]} add {words_}"
-    return (f"addr replace {words_} valid_lft {lifetime(max(thing.valid_until, now.boot + 1), now)} "
-            f"preferred_lft {lifetime(thing.prefers_until, now)}")
-
-
-def delete_lines(thing: Thing, mark: int) -> list[str]:
-    """The kernel takes the route to the subnet away only with an address that has no lifetime."""
-    lines = [f"{NOUNS[type(thing)]} del {thing_words(thing, mark)}"]
-    if isinstance(thing, Address) and thing.address.version == 6:
-        lines.insert(0, f"addr change {thing_words(thing, mark)} valid_lft forever preferred_lft forever")
-    return lines
-
-
-def made_record(thing: Thing) -> Record:
-    """Of what is no route: those carry their mark in the kernel."""
-    if isinstance(thing, Interface):
-        return {"kind": "made", "what": f"interface {thing.dev}", "peer": show_key(thing.peer) if thing.peer else "",
-                "endpoint": thing.endpoint, "own": show_key(thing.own) if thing.own else ""}
-    if isinstance(thing, WgPeer):
-        return {"kind": "made", "what": f"peer {thing.dev} {show_key(thing.key)}"}
-    if isinstance(thing, AllowedIp):
-        return {"kind": "made", "what": f"allowed {thing.dev} {show_key(thing.key)} {thing.prefix}"}
-    if isinstance(thing, Address):
-        return {"kind": "made", "what": f"address {thing.address} {thing.dev}", "link": thing.link}
-    if isinstance(thing, Neighbour):
-        return {"kind": "made", "what": f"neighbour {thing.address} {thing.dev}"}
-    return {"kind": "made", "what": f"rule{version_of(thing)} {getattr(thing, 'source', None) or 'all'} {thing.table}"}
-
-
-def made_of(record: Record) -> Thing:
+def made_of(record: Record) -> Unmarked:
+    """From its record in the lease file; KeyError, TypeError or ValueError."""
     noun, *rest = str(record["what"]).split()
     if noun == "interface":
         peer, own = (public_key(record[name]) if record[name] else b"" for name in ("peer", "own"))
@@ -2924,9 +2960,10 @@ def made_of(record: Record) -> Thing:
         if endpoint:
             host_port(endpoint)
         return Interface(device(*rest), peer, endpoint, own=own)
-    if noun in ("peer", "allowed"):
-        dev, key = device(rest[0]), public_key(rest[1])
-        return AllowedIp(dev, key, parse_prefix(rest[2])) if noun == "allowed" else WgPeer(dev, key)
+    if noun == "peer":
+        return WgPeer(device(rest[0]), public_key(rest[1]))
+    if noun == "allowed":
+        return AllowedIp(device(rest[0]), public_key(rest[1]), parse_prefix(rest[2]))
     prefix, where = rest
     if noun == "address":
         return Address(device(where), parse_interface(prefix), link=whole(0, 2**31)(str(record.get("link", 0))))
@@ -2945,7 +2982,7 @@ class Wanted:
         self.records: dict[Key, Record | None] = {}               # to be written; None: to be forgotten
 
     def put(self, thing: Thing) -> None:
-        key = thing_key(thing)
+        key = thing.id
         if self.things.get(key) != thing:
             self.things[key] = thing
             self.changed.add(key)
@@ -2970,7 +3007,7 @@ def plan(installed: Mapping[Key, Thing], wanted: Mapping[Key, Thing], keys: Iter
     return gone[::-1], new
 
 
-def left_behind(installed: Iterable[Thing], links: Links, rules: Iterable[Rule]) -> list[Thing]:
+def left_behind(installed: Iterable[Thing], links: Links, rules: Iterable[Rule]) -> list[Unmarked]:
     """What carries no mark and is on no record, but has our mark around it: made by a ddpd whose lease file is lost.
 
     Addresses inside of a prefix for which there is an unreachable route of ours, and the rules that send its traffic to
@@ -2979,7 +3016,7 @@ def left_behind(installed: Iterable[Thing], links: Links, rules: Iterable[Rule])
     routes = [thing for thing in installed if isinstance(thing, Route)]
     ours = [route.prefix for route in routes if route.table == MAIN and not any(route.reach)]
     tables = {route.table for route in routes if route.table != MAIN}
-    found: list[Thing] = [Address(links.names.get(index, ""), own, link=index) for index, own in links.addresses
+    found: list[Unmarked] = [Address(links.names.get(index, ""), own, link=index) for index, own in links.addresses
                           if (index, own) in links.timed       # what lasts is the operator's
                           and any(prefix.holds(own._replace(length=WIDTH[own.version])) for prefix in ours)]
     found += [rule for rule in rules if rule.table in tables and rule.source is not None]
@@ -3402,7 +3439,7 @@ class Guards:
             all_rows = [(prefix, key) for key, allowed in sight.peers.items() for prefix in allowed]
             self.holders[dev] = Holders(all_rows)
             rows += [(prefix, key) for prefix, key in all_rows
-                     if not is_vast(prefix) and thing_key(AllowedIp(dev, key, prefix)) not in made]
+                     if not is_vast(prefix) and AllowedIp(dev, key, prefix).id not in made]
         rows += [(address._replace(length=WIDTH[address.version]), b"") for dev, address in own if dev in self.sights]
         self.foreign = Holders(rows)
 
@@ -4078,6 +4115,38 @@ def both_told(options: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, 
 #
 # An ask becomes an answer: `handle_ask`.  A lease is born in `begin`, renewed in `renew`, and ends in
 # `end`; what is held back for its grantee after that is gone with `forget`.
+
+
+def plain_answer(ask: Ask, status: Status, **rest: Any) -> Answer:
+    return Answer(stamp=ask.stamp, status=status, version=PROTOCOL, **rest)
+
+
+def answer_to_invalid(ask: Ask) -> Answer | None:
+    """None: it can be answered slot by slot."""
+    slots = [want.slot for want in ask.wants] + list(ask.releases)
+    if ask.unknown:
+        return plain_answer(ask, Status.UNSUPPORTED, unsupported=ask.unknown)
+    if len(slots) > MAX_SLOTS:
+        return plain_answer(ask, Status.INVALID, why=f"more than {MAX_SLOTS} slots")
+    if len(set(slots)) < len(slots):
+        return plain_answer(ask, Status.INVALID, why="a slot is named twice")
+    return None
+
+
+def times_of(pool: Pool, left_s: float, now: Now) -> tuple[float, float, float]:
+    """T1, T2 and preferred lifetime of a lease that has this time left: in the pool's proportions."""
+    preferred_s = max(0.0, min(preferred_of(pool, left_s), pool.prefers - now.boot))
+    if left_s > pool.valid_s - 1.0 and pool.prefers == inf:
+        return pool.renew_s, pool.rebind_s, preferred_s
+    renew_s, rebind_s = (max(1.0, part * preferred_s or FADED_S) for part in (0.5, 0.8))
+    return min(pool.renew_s, renew_s), min(pool.rebind_s, rebind_s), preferred_s
+
+
+def configured_reach(route: str | Reach, version: int) -> tuple[Reach | None, str]:
+    """A route that the operator has written down."""
+    if not isinstance(route, Reach):
+        return None, f"route = {route}"
+    return (route, "") if route.serves(version) else (None, f"{route.via} is no gateway for IPv{version}")
 
 
 class Grantor:
@@ -4921,7 +4990,7 @@ class Grantor:
         if lease.living and lease.reach is not None:
             self.wanted.put(route)
         else:
-            self.wanted.take(thing_key(route))
+            self.wanted.take(route.id)
         if self.guards.known:
             self.allow(lease)
         for ndp in self.by_kernel:
@@ -4929,7 +4998,7 @@ class Grantor:
             if ndp.hands_over(lease.prefix, lease.dev):
                 self.wanted.put(neighbour)
             else:
-                self.wanted.take(thing_key(neighbour))
+                self.wanted.take(neighbour.id)
 
     def allow(self, lease: Lease) -> None:
         """What is routed to a WireGuard interface has to be an allowed IP of its grantee there."""
@@ -4944,9 +5013,9 @@ class Grantor:
         """Take it from its peer, and the peer too, if that has no other lease and is ours."""
         others = {other.dev for other in self.peers[lease.key].living() if other is not lease}
         for dev in self.guards.known - {but}:
-            self.wanted.take(thing_key(AllowedIp(dev, lease.key, lease.prefix)))
+            self.wanted.take(AllowedIp(dev, lease.key, lease.prefix).id)
             if dev not in others:
-                self.wanted.take(thing_key(WgPeer(dev, lease.key)))
+                self.wanted.take(WgPeer(dev, lease.key).id)
 
     def hand_over(self, ndps: Iterable[Ndp]) -> None:
         """The single addresses for which the kernel is to answer from now on."""
@@ -5154,38 +5223,6 @@ class Grantor:
         self.stock.rebuild()
         self.begin_review(now)
         return over
-
-
-def plain_answer(ask: Ask, status: Status, **rest: Any) -> Answer:
-    return Answer(stamp=ask.stamp, status=status, version=PROTOCOL, **rest)
-
-
-def answer_to_invalid(ask: Ask) -> Answer | None:
-    """None: it can be answered slot by slot."""
-    slots = [want.slot for want in ask.wants] + list(ask.releases)
-    if ask.unknown:
-        return plain_answer(ask, Status.UNSUPPORTED, unsupported=ask.unknown)
-    if len(slots) > MAX_SLOTS:
-        return plain_answer(ask, Status.INVALID, why=f"more than {MAX_SLOTS} slots")
-    if len(set(slots)) < len(slots):
-        return plain_answer(ask, Status.INVALID, why="a slot is named twice")
-    return None
-
-
-def times_of(pool: Pool, left_s: float, now: Now) -> tuple[float, float, float]:
-    """T1, T2 and preferred lifetime of a lease that has this time left: in the pool's proportions."""
-    preferred_s = max(0.0, min(preferred_of(pool, left_s), pool.prefers - now.boot))
-    if left_s > pool.valid_s - 1.0 and pool.prefers == inf:
-        return pool.renew_s, pool.rebind_s, preferred_s
-    renew_s, rebind_s = (max(1.0, part * preferred_s or FADED_S) for part in (0.5, 0.8))
-    return min(pool.renew_s, renew_s), min(pool.rebind_s, rebind_s), preferred_s
-
-
-def configured_reach(route: str | Reach, version: int) -> tuple[Reach | None, str]:
-    """A route that the operator has written down."""
-    if not isinstance(route, Reach):
-        return None, f"route = {route}"
-    return (route, "") if route.serves(version) else (None, f"{route.via} is no gateway for IPv{version}")
 
 
 # ==== HOLDINGS ======================================================= pure ====
@@ -6901,7 +6938,7 @@ class Node:
         self.run = rand(8)
         self.wanted = Wanted()
         self.held_keys, self.guard_keys = set[Key](), set[Key]()  # what of `wanted` the grantees want; the grantor
-        self.made: dict[Key, Thing] = {}                          # what carries no mark in the kernel
+        self.made: dict[Key, Unmarked] = {}                       # what carries no mark in the kernel
         self.duplicates: dict[Key, float] = {}                    # our addresses that others have: when to try again
         self.route_around: Callable[[Prefix], Route | None] = no_route          # a route of others that holds a prefix
         self.left: list[Prefix] = []                              # of leases of which the lease file is lost
@@ -6966,7 +7003,7 @@ class Node:
         if wire.dev:
             self.wanted.put(route)
         else:
-            self.wanted.take(thing_key(route))
+            self.wanted.take(route.id)
 
     # -- pools that move -------------------------------------------------------------
 
@@ -7123,12 +7160,12 @@ class Node:
         found = self.with_source(way, parse_host(place.host), old)
         return found.source if found is not None else ""
 
-    def adopt_left(self, things: Mapping[Key, Thing], prefixes: Iterable[Prefix]) -> None:
+    def adopt_left(self, things: Mapping[Key, Unmarked], prefixes: Iterable[Prefix]) -> None:
         """The lease file is lost, not what it said of the kernel.  prefixes: of the leases that were installed."""
         self.made |= things
         self.left = list(prefixes)
         for thing in things.values():
-            self.wanted.record(made_record(thing))
+            self.wanted.record(thing.record())
 
     def adopt(self, installed: Iterable[Thing]) -> None:
         """A restart is no outage: the default routes that are there stay until the way is known."""
@@ -7210,11 +7247,11 @@ class Node:
     def want_guards(self) -> None:
         """Decided at the start, and at a reload: what others make, take away and make again stays theirs."""
         self.guard_keys = self.want(self.guard_keys, self.grantor.guards.things(
-            lambda dev: bool(self.links.index(dev)) and thing_key(Interface(dev)) not in self.made))
+            lambda dev: bool(self.links.index(dev)) and Interface(dev).id not in self.made))
 
     def want(self, before: set[Key], now_wanted: Iterable[Thing]) -> set[Key]:
         """These, and no longer what was before.  What is made of WireGuard from now on has our present key."""
-        things = {thing_key(thing): thing._replace(own=self.s.public) if isinstance(thing, Interface) and thing.secret
+        things = {thing.id: thing._replace(own=self.s.public) if isinstance(thing, Interface) and thing.secret
                   else thing for thing in now_wanted}
         for key in before - things.keys():
             self.wanted.take(key)
@@ -7493,9 +7530,9 @@ class Node:
             # Of another boot nothing is there any more.  But wg-quick, told to save what it finds (SaveConfig), has
             # saved what we had made on its interface, and made it again.
             if run.boot == self.boot or isinstance(thing, WgPeer | AllowedIp):
-                self.made[thing_key(thing)] = thing
+                self.made[thing.id] = thing
             else:
-                self.outdated.append(key_of(made_record(thing)))
+                self.outdated.append(key_of(thing.record()))
         if found["recovering"]:
             self.grantor.recovering_until = now.boot + found["recovering"][-1]
         for grantee in self.grantees.values():
@@ -7538,7 +7575,7 @@ class Node:
             for line, slot in grantee.slots.items():
                 yield {"kind": "slot", "grantor": name, "line": line, "slot": slot}
         for thing in self.made.values():
-            yield made_record(thing)
+            yield thing.record()
         left = self.grantor.recovering_until - now.boot
         if left > 0:
             yield {"kind": "recovering", "left": seconds(left)}
@@ -7561,8 +7598,8 @@ class Node:
             return
         self.found.pop(grantor, None)
         for thing in things:
-            self.made[thing_key(thing)] = thing
-            self.wanted.record(made_record(thing))
+            self.made[thing.id] = thing
+            self.wanted.record(thing.record())
 
     def start(self, now: Now) -> list[Effect]:
         self.first_stamp = max(self.first_stamp, int(now.wall * 1e6))
@@ -9300,6 +9337,18 @@ def place_of(dev: str, address: Prefix) -> Key:
 ThingLine = tuple[Thing, str]            # what is made or unmade, and the words of `ip` that do it
 
 
+class Failure(NamedTuple):
+    """A command that failed."""
+
+    thing: Thing
+    line: str
+    why: str
+
+    def __str__(self) -> str:
+        program = "wg" if isinstance(self.thing, WgThing) else f"ip -{self.thing.version}"
+        return f"command=\"{program} {self.line}\" why=\"{self.why}\""
+
+
 class Kernel:
     """`ip` to change, netlink to look."""
 
@@ -9358,7 +9407,7 @@ class Kernel:
         before = self.installed
         neighbours = self.neighbours(made.values())
         found += [thing for thing in made.values() if thing in neighbours]
-        self.installed = {thing_key(thing): thing for thing in found if thing is not None}
+        self.installed = {thing.id: thing for thing in found if thing is not None}
         self.read_peers(made.values())
         there = self.addresses()
         self.taken = [key for key, thing in made.items() if self.is_taken(thing)]
@@ -9371,9 +9420,9 @@ class Kernel:
         """Those of our preferences, whoever has made them."""
         return {rule for _, body in self.dump("rule") if (rule := rule_of(body, self.mark)) is not None}
 
-    def left_behind(self) -> dict[Key, Thing]:
+    def left_behind(self) -> dict[Key, Unmarked]:
         """What an earlier ddpd has made, if nothing is on record."""
-        return {thing_key(thing): thing for thing in left_behind(self.installed.values(), self.links, self.rules())}
+        return {thing.id: thing for thing in left_behind(self.installed.values(), self.links, self.rules())}
 
     def strays(self, made: Mapping[Key, Thing]) -> dict[Key, Address]:
         """Addresses that we have made on an interface which has another name now, as they are called there."""
@@ -9485,19 +9534,23 @@ class Kernel:
         old, self.routes = self.routes, self.routes_of_others()
         old.close()
 
-    def run(self, lines: list[ThingLine]) -> dict[int, str]:
+    def remove(self, things: Iterable[Thing]) -> list[Failure]:
+        return self.run([(thing, line) for thing in things for line in thing.delete_lines(self.mark)])
+
+    def run(self, lines: list[ThingLine]) -> list[Failure]:
         """Which failed, and why."""
         failed: dict[int, str] = {}
         for version in WIDTH:
-            mine = [n for n, (thing, _) in enumerate(lines) if version_of(thing) == version]
+            mine = [n for n, (thing, _) in enumerate(lines) if isinstance(thing, IpThing) and thing.version == version]
             try:
-                if mine and not self.run_batch(lines, mine, failed):
-                    said = {n: self.run_one(*lines[n]) for n in mine}
+                if mine and not self.run_batch(version, lines, mine, failed):
+                    said = {n: self.run_one(version, *lines[n]) for n in mine}
                     failed |= {n: why for n, why in said.items() if why}
             except OSError as why:
                 failed |= dict.fromkeys(mine, str(why))
-        return failed | self.run_wg([(n, thing, line.split()[1] == "add") for n, (thing, line) in enumerate(lines)
-                                     if isinstance(thing, WgThing)])
+        failed |= self.run_wg([(n, thing, line.split()[1] == "add") for n, (thing, line) in enumerate(lines)
+                               if isinstance(thing, WgThing)])
+        return [Failure(*lines[n], why) for n, why in sorted(failed.items())]
 
     def run_wg(self, changes: list[tuple[int, WgThing, bool]]) -> dict[int, str]:
         """(number, what, is it added?)"""
@@ -9516,19 +9569,19 @@ class Kernel:
         try:
             if not added:
                 return run_command(["ip", "link", "del", "dev", thing.dev], "") if self.links.index(thing.dev) else ""
-            before = self.installed.get(thing_key(thing))
+            before = self.installed.get(thing.id)
             self.tables.texts.pop(thing.dev, None)                # its key and port may be others
             return make_tunnel(thing, bool(self.links.index(thing.dev))) or \
                 set_tunnel(thing, before if isinstance(before, Interface) else None)
         except OSError as why:
             return str(why)
 
-    def run_one(self, thing: Thing, line: str) -> str:
+    def run_one(self, version: int, thing: Thing, line: str) -> str:
         if self.busybox and isinstance(thing, Neighbour):
             return self.set_neighbour(thing, RTM_DELETED if line.startswith("neigh del") else 0)
         if self.busybox and isinstance(thing, Route) and thing.source is not None:
             return self.set_route(thing, thing.source, RTM_DELETED if line.startswith("route del") else 0)
-        return run_command(["ip", f"-{version_of(thing)}", *line.split()], "")
+        return run_command(["ip", f"-{version}", *line.split()], "")
 
     def set_neighbour(self, thing: Neighbour, deleted: int) -> str:
         """BusyBox's `ip` can only show them."""
@@ -9555,11 +9608,11 @@ class Kernel:
         body += attribute(RTA_METRICS, attribute(RTAX_MTU, route.mtu.to_bytes(4, byteorder))) if route.mtu else b""
         return self.tell(RTM["route"] + deleted, NLM_F_ONE if deleted else NLM_F_REPLACE, body)
 
-    def run_batch(self, lines: list[ThingLine], mine: list[int], failed: dict[int, str]) -> bool:
+    def run_batch(self, version: int, lines: list[ThingLine], mine: list[int], failed: dict[int, str]) -> bool:
         """All at once.  False if they have to be run one by one: BusyBox has no -batch, a parse error ends one."""
         if self.busybox:
             return False
-        said = run_command(["ip", f"-{version_of(lines[mine[0]][0])}", "-force", "-batch", "-"],
+        said = run_command(["ip", f"-{version}", "-force", "-batch", "-"],
                            "".join(lines[n][1] + "\n" for n in mine))
         found = {mine[n]: why for n, why in failed_lines(said)}
         failed |= found
@@ -10585,31 +10638,35 @@ class Installer(Talker):
         self.kernel.read_peers(new)
         others = self.kernel.neighbours(new)
         ready = [thing for thing in new if self.may_make(thing, others)
-                 and self.node.duplicates.get(thing_key(thing), -inf) <= now.boot]
-        mark = self.kernel.mark
+                 and self.node.duplicates.get(thing.id, -inf) <= now.boot]
         recorded = self.recorded(ready, now)
-        lines: list[ThingLine] = [(thing, line) for thing in recorded if thing_key(thing) in self.node.duplicates
-                                  and self.kernel.has(thing) for line in delete_lines(thing, mark)]
-        lines += [(thing, add_line(thing, mark, now)) for thing in recorded]
         for thing in ready:
             if isinstance(thing, Address) and thing.address == DOOR_ADDRESS:
                 make_unicast(thing.dev)
-        self.note_made(self.kernel.run(lines), lines)
-        return {thing_key(thing) for thing in ready if self.kernel.installed.get(thing_key(thing)) != thing}
+        self.kernel.remove(thing for thing in recorded if thing.id in self.node.duplicates and self.kernel.has(thing))
+        failed = {}
+        for failure in self.kernel.run([(thing, thing.add_line(self.kernel.mark, now)) for thing in recorded]):
+            failed[failure.thing.id] = failure
+            log.limited("install", "cannot install %s", failure)
+        for thing in recorded:
+            if thing.id not in failed:
+                if isinstance(thing, Interface) and thing.id not in self.kernel.installed:
+                    log.info("made interface=%s", thing.dev)
+                self.kernel.installed[thing.id] = thing
+        return {thing.id for thing in ready if self.kernel.installed.get(thing.id) != thing}
 
     def unmake(self, gone: list[Thing]) -> set[Key]:
         """Take it away; what the kernel has all the same stays ours, and is tried again."""
-        lines: list[ThingLine] = [(thing, line) for thing in gone for line in delete_lines(thing, self.kernel.mark)]
-        failed = self.kernel.run(lines)
-        doubtful = {thing_key(lines[n][0]) for n in failed}
-        for key in {thing_key(thing) for thing in gone} - doubtful:
+        failed = self.kernel.remove(gone)
+        doubtful = {failure.thing.id for failure in failed}
+        for key in {thing.id for thing in gone} - doubtful:
             self.kernel.installed.pop(key, None)
         if doubtful:
             self.see_again(all_of_it=True)
         left = doubtful & self.kernel.installed.keys()
-        for n, why in failed.items():
-            if thing_key(lines[n][0]) in left:
-                log.limited("install", "cannot remove command=\"%s\" why=\"%s\"", lines[n][1], why)
+        for failure in failed:
+            if failure.thing.id in left:
+                log.limited("install", "cannot remove %s", failure)
         return left
 
     def see_again(self, all_of_it: bool = False) -> None:
@@ -10622,15 +10679,15 @@ class Installer(Talker):
 
     def recorded(self, new: list[Thing], now: Now) -> list[Thing]:
         """What carries no mark in the kernel is written down before it is made; what cannot be is not made."""
-        unmarked = {thing_key(thing): self.on_link(thing) for thing in new if not isinstance(thing, Route)}
+        unmarked = {thing.id: self.on_link(thing) for thing in new if not isinstance(thing, Route)}
         known = self.node.made
         unwritten = [key for key, thing in unmarked.items()
-                     if key not in known or made_record(known[key]) != made_record(thing)]
+                     if key not in known or known[key].record() != thing.record()]
         if self.record_made(unwritten, unmarked, now):
             return new
-        return [thing for thing in new if isinstance(thing, Route) or thing_key(thing) in self.node.made]
+        return [thing for thing in new if isinstance(thing, Route) or thing.id in self.node.made]
 
-    def on_link(self, thing: Thing) -> Thing:
+    def on_link(self, thing: Unmarked) -> Unmarked:
         """With the index of its interface, so that it is known again under another name."""
         return thing._replace(link=self.kernel.links.index(thing.dev)) if isinstance(thing, Address) else thing
 
@@ -10639,9 +10696,7 @@ class Installer(Talker):
         strays = self.kernel.strays(self.node.made)
         if not strays:
             return
-        lines: list[ThingLine] = [(thing, line) for thing in strays.values()
-                                  for line in delete_lines(thing, self.kernel.mark)]
-        self.kernel.run(lines)
+        self.kernel.remove(strays.values())
         for thing in strays.values():
             log.notice("removed address=%s interface=%s: it was made under another name", thing.address, thing.dev)
         self.strike_out(strays, now)
@@ -10669,17 +10724,6 @@ class Installer(Talker):
                 log.notice("address=%s interface=%s is no duplicate any more", wanted.address, wanted.dev)
                 del node.duplicates[key]
 
-    def note_made(self, failed: Mapping[int, str], lines: list[ThingLine]) -> None:
-        for n, (thing, line) in enumerate(lines):
-            key = thing_key(thing)
-            if n in failed:
-                program = "wg" if isinstance(thing, WgThing) else f"ip -{version_of(thing)}"
-                log.limited("install", "cannot install command=\"%s %s\" why=\"%s\"", program, line, failed[n])
-            else:
-                if isinstance(thing, Interface) and key not in self.kernel.installed:
-                    log.info("made interface=%s", thing.dev)
-                self.kernel.installed[key] = thing
-
     def may_make(self, thing: Thing, others: set[Neighbour]) -> bool:
         """Not on an interface that is not there (or by one that is down); not over what is foreign."""
         if isinstance(thing, Interface):
@@ -10689,7 +10733,7 @@ class Installer(Talker):
             return False
         if isinstance(thing, AllowedIp):
             return self.may_allow(thing)
-        if isinstance(thing, Route | Rule) or thing_key(thing) in self.node.made:
+        if isinstance(thing, Route | Rule) or thing.id in self.node.made:
             return True
         if isinstance(thing, Address):                            # what lasts is the operator's; else left of a lease
             links = self.kernel.links
@@ -10707,25 +10751,25 @@ class Installer(Talker):
             return False
         self.awaited.discard(dev)
         is_tunnel = any(contact.tunnel is not None and contact.tunnel.dev == dev for contact in self.config.contacts)
-        return not is_tunnel or thing_key(Interface(dev)) in self.kernel.installed
+        return not is_tunnel or Interface(dev).id in self.kernel.installed
 
     def may_allow(self, thing: AllowedIp) -> bool:
         """Not as long as its peer is not there, nor what is there already, or somebody else's."""
         peer = WgPeer(thing.dev, thing.key)
-        is_peer = self.kernel.has(peer) or thing_key(peer) in self.node.wanted.things
+        is_peer = self.kernel.has(peer) or peer.id in self.node.wanted.things
         return is_peer and not self.kernel.has(thing) and not self.kernel.tables.is_anothers(thing)
 
     def may_make_interface(self, thing: Interface) -> bool:
         """What is there of that name, and not ours, is left alone."""
-        key = thing_key(thing)
+        key = thing.id
         is_foreign = key not in self.node.made and self.kernel.has(thing)
         if is_foreign and thing.peer and key not in self.kernel.pending:
             log.warning("cannot make interface=%s why=\"there is one that ddpd has not made\"", thing.dev)
         return not is_foreign
 
-    def record_made(self, keys: Iterable[Key], things: Mapping[Key, Thing], now: Now) -> bool:
+    def record_made(self, keys: Iterable[Key], things: Mapping[Key, Unmarked], now: Now) -> bool:
         """False if it cannot be written."""
-        records = [made_record(things[key]) for key in keys]
+        records = [things[key].record() for key in keys]
         if records and not self.store.save({key_of(record): record for record in records}, now) \
                 and not self.store.why_not:
             return False
@@ -10736,7 +10780,7 @@ class Installer(Talker):
         """After it is unmade."""
         things = [self.node.made.pop(key) for key in keys if key in self.node.made]
         if things:
-            self.store.save({key_of(made_record(thing)): None for thing in things}, now)
+            self.store.save({key_of(thing.record()): None for thing in things}, now)
 
 
 # ==== DAEMON ========================================================== I/O ====
@@ -11114,7 +11158,7 @@ class Daemon(Installer):
     def kernel_changed(self, now: Now) -> list[Effect]:
         """What is ours and gone is made again.  Our own changes wake us too: they change nothing."""
         look, gone = self.kernel.changes()
-        lost = self.kernel.lose({thing_key(thing) for thing in gone})
+        lost = self.kernel.lose({thing.id for thing in gone})
         effects = self.see_links() if look else []
         if look:
             self.note_duplicates(now)
@@ -11784,13 +11828,13 @@ def clean(options: Options) -> int:
     store.acquire()
     now = clock_now()
     read = store.read()
-    things: list[Thing] = []
+    things: list[Unmarked] = []
     for _, record in read[0].values() if read else ():
         try:
             things += [made_of(record)] if record["kind"] == "made" else []
         except (AttributeError, LookupError, TypeError, ValueError) as why:
             log.warning("damaged file=%s text=%s (%s)", config.leases, json.dumps(record)[:200], why)
-    made = {thing_key(thing): thing for thing in things}
+    made = {thing.id: thing for thing in things}
     kernel = Kernel(config.mark, devices_of(config))
     kernel.busybox = is_busybox()
     kernel.look()
@@ -11800,15 +11844,14 @@ def clean(options: Options) -> int:
         kernel.look_at_all(made)
     kernel.installed |= kernel.strays(made)
     gone, _ = plan(kernel.installed, {}, kernel.installed)
-    lines: list[ThingLine] = [(thing, line) for thing in gone for line in delete_lines(thing, config.mark)]
-    failed = kernel.run(lines)
+    failed = kernel.remove(gone)
     if failed:                                                    # some may have gone with others
         kernel.look()
         kernel.look_at_all(made)
-        failed = {n: why for n, why in failed.items() if thing_key(lines[n][0]) in kernel.installed}
+        failed = [failure for failure in failed if failure.thing.id in kernel.installed]
     if failed:
-        raise Fatal(f"cannot remove: {'; '.join(f'{lines[n][1]} ({why})' for n, why in failed.items())}")
-    kept = store.save({key_of(made_record(thing)): None for thing in things}, now)
+        raise Fatal(f"cannot remove: {'; '.join(f'{failure.line} ({failure.why})' for failure in failed)}")
+    kept = store.save({key_of(thing.record()): None for thing in things}, now)
     if read and ("run",) in read[0]:
         kept &= store.save({("run",): read[0]["run",][1]}, now)   # a second batch blanks the lines of the first
     if things and not kept:

@@ -211,7 +211,7 @@ def sound(node: ddpd.Node, now: Now, tells: bool = True) -> None:
     living = sorted(lease.prefix for peer in node.grantor.peers.values() for lease in peer.living())
     assert not any(one.overlaps(other) for one, other in pairwise(living)), "leases overlap"
     for thing in node.wanted.things.values():
-        words_ = [ddpd.add_line(thing, 221, now), *ddpd.delete_lines(thing, 221)]
+        words_ = [thing.add_line(221, now), *thing.delete_lines(221)]
         assert all(line.isprintable() and line.isascii() for line in words_), f"{words_}"
         for valid, preferred in re.findall(r"valid_lft (\d+) preferred_lft (\w+)", words_[0]):
             assert preferred.isdigit() and int(preferred) <= int(valid), f"preferred for longer than valid: {words_[0]}"
@@ -865,7 +865,7 @@ def lease_file_seeds() -> list[bytes]:
                   ddpd.WgPeer("wg0", KEYS["alice"]), ddpd.AllowedIp("wg0", KEYS["alice"], P56),
                   ddpd.Address("br0", ddpd.parse_interface("2001:db8:77:1200::1/64"), link=4),
                   ddpd.Neighbour("eth0", P128), ddpd.Rule(6, P56, 720), ddpd.Rule(4, None, 254)):
-        node.made[ddpd.thing_key(thing)] = thing
+        node.made[thing.id] = thing
     node.grantor.recovering_until = now.boot + 60
     lines = whole_file(node, now, clean=False)
     short = "\n".join(" ".join(line.split()) for line in lines)

@@ -277,7 +277,7 @@ def test_redistribute_is_a_route_by_source_and_the_mtu_is_that_of_the_way(more: 
     assert {(route.table, str(route.source or "")) for route in routes} >= {(ddpd.MAIN, str(A)), (home.a.table, "")}
     assert all(route.mtu == 1400 for route in routes)
     assert not any(route.source for route in routes if route.prefix.version == 4)
-    line = next(ddpd.add_line(route, 221, at(T0)) for route in routes if route.source)
+    line = next(route.add_line(221, at(T0)) for route in routes if route.source)
     assert line.startswith(f"route replace ::/0 from {A} ") and line.endswith("metric 22100 mtu 1400")
 
 

@@ -382,7 +382,7 @@ def test_what_a_link_has_is_not_taken() -> None:
     leaf.node.links = ddpd.Links({2: "eth0"}, ((2, ddpd.parse_interface("2001:db8:1:1ff::1/64")),))
     assert "eth0" in leaf.node.taken("h", P1) and leaf.node.taken("h", P2) == ""
     ours = ddpd.Address("eth0", ddpd.parse_interface("2001:db8:1:1ff::1/64"))
-    leaf.node.made = {ddpd.thing_key(ours): ours}
+    leaf.node.made = {ours.id: ours}
     assert leaf.node.taken("h", P1) == ""
 
 

@@ -154,8 +154,8 @@ def test_no_record_is_wider_than_a_line() -> None:
     held = ddpd.Held(255, widest, b"\xff" * 20, 1e10 + 0.1, 1e10 + 0.1)
     boot = "01234567-89ab-cdef-0123-456789abcdef"
     records = [lease.record(NOW), held.record(b"\xff" * 32, boot, ddpd.Now(1e9, 1e12)),
-               ddpd.made_record(ddpd.Address("abcdefghijklmno", widest)),
-               ddpd.made_record(ddpd.Rule(6, widest, 25599)),
+               ddpd.Address("abcdefghijklmno", widest).record(),
+               ddpd.Rule(6, widest, 25599).record(),
                {"kind": "recovering", "left": ddpd.FOREVER}, node(boot).run_record(False, ddpd.Now(1e9 + .1, 1e12))]
     file = ddpd.LeaseFile(10**10)
     assert {len(line) for line in list(file.whole(records))[:-1]} == {ddpd.LINE}

@@ -46,21 +46,21 @@ LINES: list[tuple[ddpd.Thing, str, str]] = [
 
 @pytest.mark.parametrize(("thing", "add", "delete"), LINES, ids=[row[1][:40] for row in LINES])
 def test_words(thing: ddpd.Thing, add: str, delete: str) -> None:
-    assert ddpd.add_line(thing, 221, NOW) == add
-    assert ddpd.delete_lines(thing, 221)[-1] == delete
+    assert thing.add_line(221, NOW) == add
+    assert thing.delete_lines(221)[-1] == delete
 
 
 def test_an_ipv6_address_loses_its_lifetime_before_it_goes() -> None:
     """Else the kernel leaves the route to its subnet."""
-    assert ddpd.delete_lines(LINES[4][0], 221) == [
+    assert LINES[4][0].delete_lines(221) == [
         "addr change 2001:db8:1::1/64 dev br0 valid_lft forever preferred_lft forever",
         "addr del 2001:db8:1::1/64 dev br0"]
-    assert len(ddpd.delete_lines(LINES[5][0], 221)) == len(ddpd.delete_lines(LINES[0][0], 221)) == 1
+    assert len(LINES[5][0].delete_lines(221)) == len(LINES[0][0].delete_lines(221)) == 1
 
 
 def test_another_mark() -> None:
-    assert ddpd.add_line(ddpd.Route(P6, 254), 99, NOW).endswith("proto 99 metric 9900")
-    assert "pref 9901 " in ddpd.add_line(ddpd.Rule(6, P6, 9901), 99, NOW)
+    assert ddpd.Route(P6, 254).add_line(99, NOW).endswith("proto 99 metric 9900")
+    assert "pref 9901 " in ddpd.Rule(6, P6, 9901).add_line(99, NOW)
 
 
 # ---- plan
@@ -69,7 +69,7 @@ THINGS: list[ddpd.Thing] = [row[0] for row in LINES]
 
 
 def state(*things: ddpd.Thing) -> dict[ddpd.Key, ddpd.Thing]:
-    return {ddpd.thing_key(thing): thing for thing in things}
+    return {thing.id: thing for thing in things}
 
 
 def planned(had: dict[ddpd.Key, ddpd.Thing], wants: dict[ddpd.Key, ddpd.Thing]) -> Any:
@@ -96,7 +96,7 @@ def test_what_changes_is_replaced_and_not_removed() -> None:
 
 def test_only_the_named_keys_are_looked_at() -> None:
     one, other = ddpd.Route(P6, 254), ddpd.Route(P4, 254)
-    assert ddpd.plan({}, state(one, other), [ddpd.thing_key(one)]) == ([], [one])
+    assert ddpd.plan({}, state(one, other), [one.id]) == ([], [one])
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -108,7 +108,7 @@ def test_any_state_becomes_any_other_and_then_rests(seed: int) -> None:
     had, wants = (state(*dice.sample(pool, dice.randrange(10))) for _ in range(2))
     gone, new = planned(had, wants)
     for thing in gone:
-        assert had.pop(ddpd.thing_key(thing)) == thing
+        assert had.pop(thing.id) == thing
     had.update(state(*new))
     assert had == wants and planned(had, wants) == ([], [])
 
@@ -116,13 +116,13 @@ def test_any_state_becomes_any_other_and_then_rests(seed: int) -> None:
 def test_wanted_tells_what_has_changed() -> None:
     wanted, route = ddpd.Wanted(), ddpd.Route(P6, 254)
     wanted.put(route)
-    assert wanted.changed == {ddpd.thing_key(route)}
+    assert wanted.changed == {route.id}
     wanted.changed.clear()
     wanted.put(route)
     wanted.take(("no", "such"))
     assert wanted.changed == set()
-    wanted.take(ddpd.thing_key(route))
-    assert wanted.changed == {ddpd.thing_key(route)} and wanted.things == {}
+    wanted.take(route.id)
+    assert wanted.changed == {route.id} and wanted.things == {}
 
 
 # ---- netlink, in bytes that the kernel would send

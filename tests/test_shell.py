@@ -347,9 +347,9 @@ class FakeKernel(ddpd.Kernel):
         self.links = ddpd.Links({2: "br0"}, tuple((2, own) for own in self.own))
         return self.links
 
-    def run(self, lines: list[tuple[ddpd.Thing, str]]) -> dict[int, str]:
+    def run(self, lines: list[tuple[ddpd.Thing, str]]) -> list[ddpd.Failure]:
         self.lines += [line for _, line in lines]
-        return {n: "so" for n, (_, line) in enumerate(lines) if self.broken in line}
+        return [ddpd.Failure(thing, line, "so") for thing, line in lines if self.broken in line]
 
 
 A = ddpd.parse_interface("2001:db8:1::1/64")
@@ -400,7 +400,7 @@ def test_what_could_not_be_made_is_not_ours(installer: Installer) -> None:
     daemon.node.wanted.put(address)
     daemon.install(NOW)
     assert daemon.node.made == {} and daemon.retry_install < float("inf") and not kernel.installed
-    assert ddpd.made_record(address) not in on_disk(daemon.store)
+    assert address.record() not in on_disk(daemon.store)
 
 
 # ---- ip
@@ -415,7 +415,7 @@ def test_a_batch_that_dies_is_run_line_by_line(monkeypatch: pytest.MonkeyPatch) 
     kernel = ddpd.Kernel(221)
     monkeypatch.setattr(ddpd, "run_command", run)
     six, four = ddpd.Address("br0", A), ddpd.Address("br0", ddpd.parse_interface("192.0.2.1/24"))
-    assert kernel.run([(six, "a b"), (four, "c"), (six, "junk")]) == {2: "Error: junk"}
+    assert kernel.run([(six, "a b"), (four, "c"), (six, "junk")]) == [(six, "junk", "Error: junk")]
     assert ran == [["-4", "-force", "-batch", "-"], ["-4", "c"], ["-6", "-force", "-batch", "-"],
                    ["-6", "a", "b"], ["-6", "junk"]]
     kernel.close()
@@ -425,7 +425,7 @@ def test_an_ip_that_cannot_be_run_has_made_nothing(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(ddpd, "run_command", full)
     kernel = ddpd.Kernel(221)
     six, four = ddpd.Address("br0", A), ddpd.Address("br0", ddpd.parse_interface("192.0.2.1/24"))
-    assert kernel.run([(six, "a"), (four, "b")]).keys() == {0, 1}
+    assert [failure.line for failure in kernel.run([(six, "a"), (four, "b")])] == ["a", "b"]
     kernel.close()
 
 

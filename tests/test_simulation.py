@@ -206,15 +206,16 @@ class Host:
         gone, new = ddpd.plan(self.kernel, wanted.things, wanted.changed)
         wanted.changed.clear()
         for thing in gone:
-            del self.kernel[ddpd.thing_key(thing)]
-            if made.pop(ddpd.thing_key(thing), None) is not None:
-                self.put({ddpd.key_of(ddpd.made_record(thing)): None})
+            del self.kernel[thing.id]
+            ours = made.pop(thing.id, None)
+            if ours is not None:
+                self.put({ddpd.key_of(ours.record()): None})
         for thing in new:
             if not isinstance(thing, ddpd.Route):
-                made[ddpd.thing_key(thing)] = thing
-                record = ddpd.made_record(thing)
+                made[thing.id] = thing
+                record = thing.record()
                 self.put({ddpd.key_of(record): record})
-            self.kernel[ddpd.thing_key(thing)] = thing
+            self.kernel[thing.id] = thing
 
     def call(self, grantor: str) -> None:
         place = self.node.grantees[grantor].place()

@@ -26,7 +26,7 @@ def leaf(more: str = TUNNEL, heard_at: str = "2001:db8::1") -> Leaf:
 
 
 def wanted(found: Leaf) -> Interface | None:
-    thing = found.node.wanted.things.get(ddpd.thing_key(Interface("wg0")))
+    thing = found.node.wanted.things.get(Interface("wg0").id)
     assert thing is None or isinstance(thing, Interface)
     return thing
 
@@ -163,7 +163,7 @@ def test_a_route_around_the_other_end_is_not_made() -> None:
 def test_after_a_restart_it_stays_as_it_is_until_somebody_answers() -> None:
     found = leaf()
     found.answer(grant(), **TOLD)
-    records = [ddpd.made_record(MADE), *(held.record(found.grantee.contact.key, "b", at(T0))
+    records = [MADE.record(), *(held.record(found.grantee.contact.key, "b", at(T0))
                                          for held in found.grantee.held)]
     again = leaf()
     again.node.restore(records, at(T0))

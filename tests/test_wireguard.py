@@ -100,10 +100,10 @@ class World:
         gone, new = ddpd.plan(self.installed, things, chain(self.installed, things))
         wanted.changed.clear()
         self.write([(n, thing, False) for n, thing in enumerate(gone)])
-        new = [thing for thing in new if ddpd.thing_key(thing) in self.node.made or not self.has(thing)]
+        new = [thing for thing in new if thing.id in self.node.made or not self.has(thing)]
         new = [thing for thing in new if not isinstance(thing, AllowedIp) or thing.key in self.table
-               or ddpd.thing_key(WgPeer("wg0", thing.key)) in things]
-        self.node.made |= {ddpd.thing_key(thing): thing for thing in new}
+               or WgPeer("wg0", thing.key).id in things]
+        self.node.made |= {thing.id: thing for thing in new}
         self.write([(n, thing, True) for n, thing in enumerate(new)])
         self.installed = {key: thing for key, thing in things.items() if key in self.node.made and self.has(thing)}
         self.node.made = {key: thing for key, thing in self.node.made.items() if self.has(thing)}
@@ -217,10 +217,10 @@ def test_a_peer_is_a_grantee_and_its_lease_an_allowed_ip() -> None:
     world.look()
     [six, four] = world.get(A, "::/56", "0.0.0.0/32")
     assert world.table == {A: [*foreign, four, six], B: []}
-    route = world.node.wanted.things[ddpd.thing_key(ddpd.Route(six, ddpd.MAIN))]
+    route = world.node.wanted.things[ddpd.Route(six, ddpd.MAIN).id]
     assert route == ddpd.Route(six, ddpd.MAIN, ddpd.Reach("", "wg0"))
     world.ask(A, releases=(0, 1))
-    assert world.table == {A: foreign, B: []} and ddpd.thing_key(route) not in world.node.wanted.things
+    assert world.table == {A: foreign, B: []} and route.id not in world.node.wanted.things
 
 
 def test_what_a_tunnel_needs_is_told() -> None:
@@ -619,11 +619,11 @@ def test_a_thousand_peers_are_written_in_one_go() -> None:
 
 
 def test_a_made_interface_and_what_carries_no_mark_are_on_file() -> None:
-    things: list[ddpd.Thing] = [ddpd.Interface("wg0", A, "192.0.2.1:51820", own=B), ddpd.Interface("wg1"),
-                                WgPeer("wg0", A), AllowedIp("wg0", A, parse_prefix("10.9.0.7"))]
-    read = [ddpd.made_of(ddpd.made_record(thing)) for thing in things]
+    things: list[ddpd.Unmarked] = [ddpd.Interface("wg0", A, "192.0.2.1:51820", own=B), ddpd.Interface("wg1"),
+                                   WgPeer("wg0", A), AllowedIp("wg0", A, parse_prefix("10.9.0.7"))]
+    read = [ddpd.made_of(thing.record()) for thing in things]
     assert read == [ddpd.Interface("wg0", A, "192.0.2.1:51820", own=B), ddpd.Interface("wg1"), *things[2:]]
-    assert all(len(ddpd.line_of("," + str({**ddpd.made_record(thing), "serial": 2**53}))) == ddpd.LINE
+    assert all(len(ddpd.line_of("," + str({**thing.record(), "serial": 2**53}))) == ddpd.LINE
                for thing in things)
 
 
