@@ -14,7 +14,7 @@ SHELLS = $(shell grep -rlIE '^.! ?/(usr/)?bin/(env )?(ba)?sh' . --exclude-dir=.g
 help:           ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t16
 
-demo:           ## the network of the README, in namespaces of this machine
+demo:           ## a small world in namespaces of this machine: a prefix is asked for, granted and used
 	@$(WITH) demo tests/demo.py
 
 demo-vps:       ## a rented host whose provider routes nothing, and a home behind it
@@ -54,7 +54,7 @@ bench:          ## how fast it is, beside the programs it replaces (root)
 	@$(WITH) bench tests/bench/wireguard.py
 	@$(WITH) bench tests/bench/router.py
 
-docs:           ## rewrite the tables of README.md and PROTOCOL.md from the code
+docs:           ## rewrite the tables of the pages from the code
 	@$(WITH) check tests/docs.py --write
 
 toc:            ## the sections of ddpd.py, with line numbers
