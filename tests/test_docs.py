@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import configparser
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
 import ddpd
 import docs
+from roff import roff
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = (ROOT / "ddpd.py").read_text()
@@ -19,7 +22,7 @@ PAGES = (*(path.name for path in sorted(ROOT.glob("*.md"))), "tests/README.md",
          *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))))
 
 
-@pytest.mark.parametrize("page", docs.PAGES)
+@pytest.mark.parametrize("page", [*docs.PAGES, *docs.MANUALS])
 def test_what_is_made_is_as_the_code(page: str) -> None:
     assert (ROOT / page).read_text() == docs.due()[page], "run: make docs"
 
@@ -95,8 +98,48 @@ def test_pages_that_are_named_exist(place: str) -> None:
     """In comments, and in what users read elsewhere."""
     files = [path for path in (ROOT / place, *(ROOT / place).rglob("*")) if path.is_file()]
     named = {name for path in files if path.suffix not in (".pyc", ".json") and path != Path(__file__)
-             for name in re.findall(r"\bdocs/[\w.-]+\.md\b", path.read_text(errors="replace"))}
+             for name in re.findall(r"\bdocs/[\w.-]+\.(?:md|[58])\b", path.read_text(errors="replace"))}
     assert [name for name in named if not (ROOT / name).is_file()] == []
+
+
+# ---- man pages
+
+
+@pytest.mark.parametrize("page", docs.MANUALS)
+def test_a_manual_has_all_that_it_is_about(page: str) -> None:
+    text = docs.manual(page)
+    wanted = [*ddpd.COMMANDS, *ddpd.FLAGS.values()] if page.endswith(".8") else [
+        key for keys in ddpd.SETTINGS.values() for key in keys]
+    tags = re.findall(r"(?m)^\.TP\n\\fB(\w+)", text)
+    assert set(wanted) <= set(tags)
+    if page.endswith(".5"):
+        assert re.findall(r"(?m)^\.SS \[(\w+)", text) == list(ddpd.SETTINGS)
+    assert {".SH NAME", ".SH FILES", ".SH SEE ALSO"} <= set(text.splitlines())
+
+
+CONTROL = {".TH", ".SH", ".SS", ".PP", ".TP", ".IP", ".EX", ".EE"}
+
+
+@pytest.mark.parametrize("page", docs.MANUALS)
+def test_a_manual_is_roff(page: str) -> None:
+    text = docs.manual(page)
+    assert {line.split()[0] for line in text.splitlines() if line[:1] in (".", "'")} <= CONTROL | {'.\\"'}
+    assert text.isascii() and set(re.findall(r"\\(\(?.)", text)) <= {*"fe-&[", *["(a", "(g", "(h", "(t", "(b"], '"'}
+    for command in (["mandoc", "-Tlint"], ["groff", "-man", "-ww", "-z"]):
+        if shutil.which(command[0]):
+            said = subprocess.run([*command, ROOT / page], capture_output=True, text=True, check=False)
+            assert [line for line in (said.stdout + said.stderr).splitlines() if "missing date" not in line] == []
+
+
+def test_what_is_written_in_a_manual() -> None:
+    text = ("## A head\nSome *text*, `-c`, **and [a page](site.md#x)**.\n\n* one\n  more\n* `.two`\n\n"
+            "| key | default | meaning | as |\n| --- | --- | --- | --- |\n| `a` | `1` | what\\|so \u2026 | `b` |\n"
+            "| `c` | required | why | |\n\n```\n.x 'y' \\\n\n```\nEnd.\n")
+    assert roff("x", 5, "x 1", text).splitlines()[2:] == [
+        ".SH A HEAD", r"Some \fItext\fR, \fB\-c\fR, \fBand a page (\fIsite.md\fR)\fR.",
+        r".IP \(bu 2", "one more", r".IP \(bu 2", r"\fB.two\fR",
+        ".TP", r"\fBa\fR (default \fB1\fR)", r"what|so ... (as: \fBb\fR)", ".TP", r"\fBc\fR (required)", "why",
+        ".PP", ".EX", r"\&.x \(aqy\(aq \e", "", ".EE", ".PP", "End."]
 
 
 # ---- the example
