@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 import ddpd
+import docs
 from ddpd import Event, State
 
 T0 = 1000.0
@@ -399,20 +400,26 @@ def test_hooks_of_odhcp6c() -> None:
     assert ddpd.HOOK_CALLS["odhcp6c"](home.a, "released", (arguments, env), at(T0)) == []
 
 
-def test_the_readme_names_every_variable_and_event() -> None:
+def named(table: str) -> set[str]:
+    """What its first column has."""
+    return {name for row in re.findall(r"(?m)^\| (`.*?) \|", table) for name in re.findall(r"`(\w+)`", row)}
+
+
+def test_the_reference_names_every_variable_and_event() -> None:
     home = Home()
     home.a.way = way()
-    home.answer("a", A, mtu=1400, dns=(ddpd.parse_host("::1"),), search=("a.b",), ntp=(ddpd.parse_host("::1"),))
-    text = (Path(__file__).parent.parent / "README.md").read_text()
-    table = text[text.index("**Hooks.**"):text.index("**Name servers")]
-    for name in ddpd.environment_of(home.a, "bound", at(T0)):
-        assert f"`{name}`" in table, name
-    for name in ddpd.odhcp6c_calls(home.a, "bound", None, at(T0))[0][1].keys() - {"AHCP_DEBUG_LEVEL"}:
-        assert f"`{name}`" in table, name
+    server = ddpd.parse_host("2001:db8::53")
+    home.answer("a", A, mtu=1400, dns=(server,), search=("a.b",), ntp=(server,))
+    text = (Path(__file__).parent.parent / "docs/reference.md").read_text()
+    events_table, _, variables_table = docs.chapter(text, "Hooks").partition("\n### Variables\n")
+    wireguard = {f"DDPD_WG_{name}" for name in ("KEY", "ENDPOINT", "ALLOWED", "KEEPALIVE")}
+    assert named(variables_table) == {*ddpd.environment_of(home.a, "bound", at(T0)), *wireguard}
+    for name in ddpd.odhcp6c_calls(home.a, "bound", None, at(T0))[0][1]:
+        assert f"`{name}`" in variables_table, name
     source = (Path(__file__).parent.parent / "ddpd.py").read_text()
     events = set(re.findall(r'Hook\([^,]*?name, "(\w+)"\)|self\.settle\(now, "(\w+)"', source))
-    for event in {each for pair in events for each in pair if each} | {"bound", "renewed", "rebound", "stopped"}:
-        assert f"`{event}`" in table, event
+    assert named(events_table) == {each for pair in events for each in pair if each} | {"bound", "renewed", "rebound",
+                                                                                        "stopped"}
 
 
 # ==== files for others ================================================================
