@@ -14,7 +14,7 @@ SHELLS = $(shell grep -rlIE '^.! ?/(usr/)?bin/(env )?(ba)?sh' . --exclude-dir=.g
 help:           ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t16
 
-demo:           ## the network of the README, in namespaces of this machine
+demo:           ## a small world in namespaces of this machine: a prefix is asked for, granted and used
 	@$(WITH) demo tests/demo.py
 
 demo-vps:       ## a rented host whose provider routes nothing, and a home behind it
@@ -54,7 +54,7 @@ bench:          ## how fast it is, beside the programs it replaces (root)
 	@$(WITH) bench tests/bench/wireguard.py
 	@$(WITH) bench tests/bench/router.py
 
-docs:           ## rewrite the tables of README.md and PROTOCOL.md from the code
+docs:           ## rewrite the tables of the pages, and the man pages, from the code
 	@$(WITH) check tests/docs.py --write
 
 toc:            ## the sections of ddpd.py, with line numbers
@@ -66,10 +66,14 @@ ipk:            ## the packages for OpenWrt up to 24.10 into dist/ (no SDK, the 
 apk:            ## those for OpenWrt from 25.12, where there is `apk mkpkg`
 	@python3 openwrt/build.py apk
 
-install:        ## ddpd to PREFIX=/usr/local, below DESTDIR if set, and a unit for systemd
-	install -d $(DESTDIR)$(PREFIX)/sbin $(DESTDIR)$(PREFIX)/lib/ddpd $(DESTDIR)$(PREFIX)/share/doc/ddpd $(DESTDIR)$(UNITS)
+install:        ## ddpd to PREFIX=/usr/local, below DESTDIR if set, its pages, and a unit for systemd
+	install -d $(DESTDIR)$(PREFIX)/sbin $(DESTDIR)$(PREFIX)/lib/ddpd $(DESTDIR)$(PREFIX)/share/doc/ddpd/docs \
+	    $(DESTDIR)$(PREFIX)/share/man/man5 $(DESTDIR)$(PREFIX)/share/man/man8 $(DESTDIR)$(UNITS)
 	install -m 644 ddpd.py $(DESTDIR)$(PREFIX)/lib/ddpd/
 	install -m 644 ddpd.conf.example README.md PROTOCOL.md $(DESTDIR)$(PREFIX)/share/doc/ddpd/
+	install -m 644 docs/*.md $(DESTDIR)$(PREFIX)/share/doc/ddpd/docs/
+	install -m 644 docs/ddpd.conf.5 $(DESTDIR)$(PREFIX)/share/man/man5/
+	install -m 644 docs/ddpd.8 $(DESTDIR)$(PREFIX)/share/man/man8/
 	@# Byte code halves the memory and the start: Python compiles a script anew each time, a module once.
 	python3 -c 'import py_compile, sys; py_compile.compile(sys.argv[1], doraise=True)' $(DESTDIR)$(PREFIX)/lib/ddpd/ddpd.py
 	printf '%s\n' '#!/usr/bin/env python3' 'import sys' 'sys.path.insert(0, "$(PREFIX)/lib/ddpd")' \
@@ -80,11 +84,13 @@ install:        ## ddpd to PREFIX=/usr/local, below DESTDIR if set, and a unit f
 uninstall:      ## remove what `make install` put there, with the same variables; keys, leases and configuration stay
 	@cd $(DESTDIR)/ && rm -f .$(PREFIX)/sbin/ddpd .$(PREFIX)/lib/ddpd/ddpd.py .$(PREFIX)/lib/ddpd/__pycache__/ddpd.*.pyc \
 	    .$(PREFIX)/share/doc/ddpd/ddpd.conf.example .$(PREFIX)/share/doc/ddpd/README.md \
-	    .$(PREFIX)/share/doc/ddpd/PROTOCOL.md .$(UNITS)/ddpd.service
+	    .$(PREFIX)/share/doc/ddpd/PROTOCOL.md $(patsubst %,.$(PREFIX)/share/doc/ddpd/%,$(wildcard docs/*.md)) \
+	    .$(PREFIX)/share/man/man5/ddpd.conf.5 .$(PREFIX)/share/man/man8/ddpd.8 .$(UNITS)/ddpd.service
 	@# Folders that are ours, if nobody else has put something there; below DESTDIR the others too.
-	@cd $(DESTDIR)/ && for folder in lib/ddpd/__pycache__ lib/ddpd share/doc/ddpd; do \
+	@cd $(DESTDIR)/ && for folder in lib/ddpd/__pycache__ lib/ddpd share/doc/ddpd/docs share/doc/ddpd; do \
 	    [ ! -d .$(PREFIX)/$$folder ] || rmdir --ignore-fail-on-non-empty .$(PREFIX)/$$folder; done
-	@[ -z '$(DESTDIR)' ] || { cd $(DESTDIR)/ && rmdir -p .$(PREFIX)/sbin .$(PREFIX)/lib .$(PREFIX)/share/doc .$(UNITS) 2>/dev/null || :; }
+	@[ -z '$(DESTDIR)' ] || { cd $(DESTDIR)/ && rmdir -p .$(PREFIX)/sbin .$(PREFIX)/lib .$(PREFIX)/share/doc \
+	    .$(PREFIX)/share/man/man5 .$(PREFIX)/share/man/man8 .$(UNITS) 2>/dev/null || :; }
 	@echo 'ddpd is uninstalled. What is yours stays: /etc/ddpd.conf, /etc/ddpd and /var/lib/ddpd (configuration, key, leases).'
 
 # It may do to the network what ddpd.conf says, write where it keeps things, and no more.  Who has a hook that does
@@ -92,7 +98,7 @@ uninstall:      ## remove what `make install` put there, with the same variables
 define UNIT
 [Unit]
 Description=Distributed prefix daemon
-Documentation=file:$(PREFIX)/share/doc/ddpd/README.md
+Documentation=man:ddpd(8) man:ddpd.conf(5) file:$(PREFIX)/share/doc/ddpd/README.md
 ConditionPathExists=/etc/ddpd.conf
 After=network-pre.target
 Before=network-online.target

@@ -3,8 +3,8 @@
 
 How a datagram becomes a route.  Read left to right; nothing flows back.
 
-    datagram - open - decode - Grantor | Grantee - [Effect] - perform
-    timer ---------------------'                   Save . Install . Send    ~ WATERLINE ~
+    datagram - open - decode - Grantor | Grantee - Wanted, [Effect] - converge
+    timer ---------------------'                   save . install . send    ~ WATERLINE ~
 
 Everything above the WATERLINE is pure: bytes, values and `now` come in, values go
 out.  No clock, socket, file, subprocess or log is reached from there; random bytes
@@ -39,7 +39,7 @@ from _blake2 import blake2s  # `hashlib` would load libcrypto, 3 MB, for the sam
 from _operator import _compare_digest as equal  # hmac.compare_digest, without what `hmac` imports
 from bisect import bisect_left
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from copy import copy
 from dataclasses import dataclass, field, fields, replace
@@ -84,7 +84,7 @@ FOUND_S:  Final = 15.0                   # seconds until what was found on a tun
 DOOR:     Final = 970                    # wg-dynamic's, of TCP
 MARK:     Final = 221                  # our routes' protocol; their metric, our rules' preference: 100 times it
 
-# Every limit, in one table: the README prints it.
+# Every limit, in one table: docs/reference.md prints it.
 MAX_DATAGRAM:   Final = 1232           # bytes of any datagram, in or out
 FIRST_ASK:      Final = 512            # bytes of the first ask, padded
 ASK_STEP:       Final = 128            # later asks are a multiple of this many bytes
@@ -175,7 +175,8 @@ SQLITE_S:       Final = 30.0           # seconds that SQLite may take for all ro
 RETRY_DISK_S:   Final = 10             # seconds between two tries to write what could not be written
 DUPLICATE_S:    Final = 3              # seconds until an address that another host has is tried again
 LINE:           Final = 384            # bytes of a line in the lease file
-SPARE_LINES:    Final = 64             # blank lines by which the lease file grows
+SPARE_LINES:    Final = 64             # blank lines by which the lease file grows ...
+RESERVED_LINES: Final = 32             # ... and that are there before anything is promised
 
 
 class Retry(NamedTuple):
@@ -1362,8 +1363,8 @@ def parse_proxy(text: str) -> Proxying:
 # ==== SETTINGS ======================================================= pure ====
 #
 # The sections of a configuration.  A field with a setting is a key: how its text is read, its
-# default, what it means.  The parser, the example file, the README's table and the manual follow
-# from it; to add a key, add a field.
+# default, what it means.  The parser, the tables of docs/reference.md and the man pages follow from
+# it; to add a key, add a field.
 
 
 class Setting(NamedTuple):
@@ -2624,6 +2625,16 @@ class LeaseFile:
         self.serial += 1
         return line_of("," + json.dumps({**record, "serial": self.serial}))
 
+    def grown(self, wanted: int) -> Write:
+        """What to write for so many blank lines more, or some more than that."""
+        return self.lines * LINE, BLANK * (-(-wanted // SPARE_LINES) * SPARE_LINES) + b"]\n"
+
+    def add_blanks(self, wanted: int) -> None:
+        """They are there."""
+        more = -(-wanted // SPARE_LINES) * SPARE_LINES
+        self.blanks[:0] = range(self.lines + more - 1, self.lines - 1, -1)
+        self.lines += more
+
     def batch(self, changes: Mapping[Key, Record | None]) -> tuple[list[Write], list[Write]]:
         """What to write and flush first, and what (old lines) may be written after."""
         writes: list[Write] = []
@@ -2631,10 +2642,8 @@ class LeaseFile:
         old = list(late)
         short = sum(record is not None for record in changes.values()) - len(self.blanks)
         if short > 0:
-            grown = -(-short // SPARE_LINES) * SPARE_LINES
-            writes.append((self.lines * LINE, BLANK * grown + b"]\n"))
-            self.blanks += range(self.lines + grown - 1, self.lines - 1, -1)
-            self.lines += grown
+            writes.append(self.grown(short))
+            self.add_blanks(short)
         for key, record in changes.items():
             line = self.at.pop(key, None)
             if record is not None:
@@ -2740,7 +2749,7 @@ def table_of(mark: int, n: int) -> int:
 
 
 class Route(NamedTuple):
-    """Neither via nor dev: unreachable.  With a source: only for traffic from there (IPv6)."""
+    """Neither via nor dev: unreachable.  With a source: only for traffic from there (IPv6).  It carries our mark."""
 
     prefix: Prefix
     table: int
@@ -2748,6 +2757,31 @@ class Route(NamedTuple):
     source: Prefix | None = None
     mtu: int = 0                         # 0: that of the interface
     leaves_by: str = ""                  # the address of ours that packets are sent from; empty: the kernel's choice
+
+    @property
+    def id(self) -> Key:
+        return ("1 route", self.table, self.prefix, str(self.source or ""))
+
+    @property
+    def version(self) -> int:
+        return self.prefix.version
+
+    def words(self, mark: int) -> str:
+        via, dev = self.reach
+        words_ = str(self.prefix) if via or dev else f"unreachable {self.prefix}"
+        words_ += f" from {self.source}" if self.source else ""
+        if via:
+            words_ += f" via inet6 {via}" if self.version == 4 and ":" in via else f" via {via}"
+        words_ += f" dev {dev}" if dev else ""
+        words_ += f" table {self.table} proto {mark} metric {mark * 100}"
+        words_ += f" src {self.leaves_by}" if self.leaves_by else ""
+        return words_ + (f" mtu {self.mtu}" if self.mtu else "")
+
+    def add_line(self, mark: int, _: Now) -> str:
+        return f"route replace {self.words(mark)}"
+
+    def delete_lines(self, mark: int) -> list[str]:
+        return [f"route del {self.words(mark)}"]
 
 
 class Address(NamedTuple):
@@ -2757,6 +2791,33 @@ class Address(NamedTuple):
     valid_until: float = 0.0
     link: int = 0                        # the interface's index when it was made: another one may have its name now
 
+    @property
+    def id(self) -> Key:
+        return ("2 address", self.dev, self.address)
+
+    @property
+    def version(self) -> int:
+        return self.address.version
+
+    def words(self, _: int) -> str:
+        return f"{self.address} dev {self.dev}"
+
+    def add_line(self, mark: int, now: Now) -> str:
+        def left(until: float) -> str:
+            return "forever" if until == inf else str(max(0, int(until - now.boot)))
+        return (f"addr replace {self.words(mark)} valid_lft {left(max(self.valid_until, now.boot + 1))} "
+                f"preferred_lft {left(self.prefers_until)}")
+
+    def delete_lines(self, mark: int) -> list[str]:
+        """The kernel takes the route to the subnet away only with an address that has no lifetime."""
+        last = [f"addr del {self.words(mark)}"]
+        if self.version == 4:
+            return last
+        return [f"addr change {self.words(mark)} valid_lft forever preferred_lft forever", *last]
+
+    def record(self) -> Record:
+        return {"kind": "made", "what": f"address {self.address} {self.dev}", "link": self.link}
+
 
 class Rule(NamedTuple):
     """Without a source: main, but not its default route."""
@@ -2765,12 +2826,50 @@ class Rule(NamedTuple):
     source: Prefix | None
     table: int
 
+    @property
+    def id(self) -> Key:
+        return ("3 rule", self.version, str(self.source or ""), self.table)
+
+    def words(self, mark: int) -> str:
+        if self.source is None:
+            return f"pref {mark * 100} lookup main suppress_prefixlength 0"
+        return f"pref {mark * 100 + 1} from {self.source} lookup {self.table}"
+
+    def add_line(self, mark: int, _: Now) -> str:
+        return f"rule add {self.words(mark)}"
+
+    def delete_lines(self, mark: int) -> list[str]:
+        return [f"rule del {self.words(mark)}"]
+
+    def record(self) -> Record:
+        return {"kind": "made", "what": f"rule{self.version} {self.source or 'all'} {self.table}"}
+
 
 class Neighbour(NamedTuple):
     """An address for which the kernel answers solicitations on an interface."""
 
     dev: str
     address: Prefix
+
+    @property
+    def id(self) -> Key:
+        return ("4 neighbour", self.dev, self.address)
+
+    @property
+    def version(self) -> int:
+        return self.address.version
+
+    def words(self, _: int) -> str:
+        return f"proxy {self.address.host} dev {self.dev}"
+
+    def add_line(self, mark: int, _: Now) -> str:
+        return f"neigh add {self.words(mark)}"
+
+    def delete_lines(self, mark: int) -> list[str]:
+        return [f"neigh del {self.words(mark)}"]
+
+    def record(self) -> Record:
+        return {"kind": "made", "what": f"neighbour {self.address} {self.dev}"}
 
 
 class Interface(NamedTuple):
@@ -2786,12 +2885,40 @@ class Interface(NamedTuple):
     port: int = 0                        # 0: any
     own: bytes = b""                     # our public key when it was made: by that it is told from others of its name
 
+    @property
+    def id(self) -> Key:
+        return ("0 interface", self.dev)
+
+    def add_line(self, _mark: int, _now: Now) -> str:
+        what = f"peer {show_key(self.peer)}" if self.peer else f"listen-port {self.port}"
+        return f"interface add {self.dev} {what}"
+
+    def delete_lines(self, _: int) -> list[str]:
+        return [f"interface del {self.dev}"]
+
+    def record(self) -> Record:
+        return {"kind": "made", "what": f"interface {self.dev}", "peer": show_key(self.peer) if self.peer else "",
+                "endpoint": self.endpoint, "own": show_key(self.own) if self.own else ""}
+
 
 class WgPeer(NamedTuple):
     """One that a WireGuard interface of somebody else's has from us."""
 
     dev: str
     key: bytes
+
+    @property
+    def id(self) -> Key:
+        return ("5 peer", self.dev, self.key)
+
+    def add_line(self, _mark: int, _now: Now) -> str:
+        return f"peer add {self.dev} peer {show_key(self.key)}"
+
+    def delete_lines(self, _: int) -> list[str]:
+        return [f"peer del {self.dev} peer {show_key(self.key)}"]
+
+    def record(self) -> Record:
+        return {"kind": "made", "what": f"peer {self.dev} {show_key(self.key)}"}
 
 
 class AllowedIp(NamedTuple):
@@ -2801,113 +2928,31 @@ class AllowedIp(NamedTuple):
     key: bytes
     prefix: Prefix
 
+    @property
+    def id(self) -> Key:
+        return ("6 allowed", self.dev, self.prefix, self.key)
 
-Thing = Route | Address | Rule | Neighbour | Interface | WgPeer | AllowedIp      # what can be installed
-WgThing = Interface | WgPeer | AllowedIp         # ... of that by `wg`
+    def add_line(self, _mark: int, _now: Now) -> str:
+        return f"allowed-ips add {self.dev} peer {show_key(self.key)} {self.prefix}"
 
+    def delete_lines(self, _: int) -> list[str]:
+        return [f"allowed-ips del {self.dev} peer {show_key(self.key)} {self.prefix}"]
 
-KEY_OF_THING: Final[dict[type[Any], Callable[[Any], Key]]] = {
-    Interface: lambda it: ("0 interface", it.dev),
-    Route:     lambda it: ("1 route", it.table, it.prefix, str(it.source or "")),
-    Address:   lambda it: ("2 address", it.dev, it.address),
-    Rule:      lambda it: ("3 rule", it.version, str(it.source or ""), it.table),
-    Neighbour: lambda it: ("4 neighbour", it.dev, it.address),
-    WgPeer:    lambda it: ("5 peer", it.dev, it.key),
-    AllowedIp: lambda it: ("6 allowed", it.dev, it.prefix, it.key),
-}
+    def record(self) -> Record:
+        return {"kind": "made", "what": f"allowed {self.dev} {show_key(self.key)} {self.prefix}"}
 
 
-def thing_key(thing: Thing) -> Key:
-    """What it replaces; the order of the keys is the order of installing."""
-    return KEY_OF_THING[type(thing)](thing)
+# `id` is what a thing replaces; the order of the ids is the order of installing.  `add_line` and
+# `delete_lines` are its words of `ip`; those of `wg` only a person reads them, in the log.  What has a
+# record carries no mark in the kernel.
+IpThing = Route | Address | Rule | Neighbour
+WgThing = Interface | WgPeer | AllowedIp
+Unmarked = Address | Rule | Neighbour | WgThing
+Thing = Route | Unmarked
 
 
-def version_of(thing: Thing) -> int:
-    """4 or 6; of what is not by `ip` 0."""
-    if isinstance(thing, WgThing):
-        return 0
-    if isinstance(thing, Rule):
-        return thing.version
-    return thing.prefix.version if isinstance(thing, Route) else thing.address.version
-
-
-def lifetime(until: float, now: Now) -> str:
-    return "forever" if until == inf else str(max(0, int(until - now.boot)))
-
-
-def wg_words(thing: WgThing) -> str:
-    """As a person reads it in the log."""
-    if isinstance(thing, Interface):
-        return thing.dev + (f" peer {show_key(thing.peer)}" if thing.peer else f" listen-port {thing.port}")
-    return f"{thing.dev} peer {show_key(thing.key)}" + (f" {thing.prefix}" if isinstance(thing, AllowedIp) else "")
-
-
-def rule_words(thing: Rule, mark: int) -> str:
-    if thing.source is None:
-        return f"pref {mark * 100} lookup main suppress_prefixlength 0"
-    return f"pref {mark * 100 + 1} from {thing.source} lookup {thing.table}"
-
-
-def route_words(thing: Route, mark: int) -> str:
-    via, dev = thing.reach
-    kind = "" if via or dev else "unreachable "
-    other = "inet6 " * (thing.prefix.version == 4 and ":" in via)
-    where = (f" from {thing.source}" if thing.source else "") + (f" via {other}{via}" if via else "")
-    where += (f" dev {dev}" if dev else "") + f" table {thing.table} proto {mark} metric {mark * 100}"
-    where += f" src {thing.leaves_by}" if thing.leaves_by else ""
-    return f"{kind}{thing.prefix}{where}" + (f" mtu {thing.mtu}" if thing.mtu else "")
-
-
-def thing_words(thing: Thing, mark: int) -> str:
-    """Its words of `ip`, without verb and lifetimes."""
-    if isinstance(thing, WgThing):
-        return wg_words(thing)
-    if isinstance(thing, Address):
-        return f"{thing.address} dev {thing.dev}"
-    if isinstance(thing, Neighbour):
-        return f"proxy {thing.address.host} dev {thing.dev}"
-    return route_words(thing, mark) if isinstance(thing, Route) else rule_words(thing, mark)
-
-
-NOUNS: Final = {Route: "route", Address: "addr", Rule: "rule", Neighbour: "neigh",
-                Interface: "interface", WgPeer: "peer", AllowedIp: "allowed-ips"}
-
-
-def add_line(thing: Thing, mark: int, now: Now) -> str:
-    words_ = thing_words(thing, mark)
-    if isinstance(thing, Route):
-        return f"route replace {words_}"
-    if not isinstance(thing, Address):
-        return f"{NOUNS[type(thing)]} add {words_}"
-    return (f"addr replace {words_} valid_lft {lifetime(max(thing.valid_until, now.boot + 1), now)} "
-            f"preferred_lft {lifetime(thing.prefers_until, now)}")
-
-
-def delete_lines(thing: Thing, mark: int) -> list[str]:
-    """The kernel takes the route to the subnet away only with an address that has no lifetime."""
-    lines = [f"{NOUNS[type(thing)]} del {thing_words(thing, mark)}"]
-    if isinstance(thing, Address) and thing.address.version == 6:
-        lines.insert(0, f"addr change {thing_words(thing, mark)} valid_lft forever preferred_lft forever")
-    return lines
-
-
-def made_record(thing: Thing) -> Record:
-    """Of what is no route: those carry their mark in the kernel."""
-    if isinstance(thing, Interface):
-        return {"kind": "made", "what": f"interface {thing.dev}", "peer": show_key(thing.peer) if thing.peer else "",
-                "endpoint": thing.endpoint, "own": show_key(thing.own) if thing.own else ""}
-    if isinstance(thing, WgPeer):
-        return {"kind": "made", "what": f"peer {thing.dev} {show_key(thing.key)}"}
-    if isinstance(thing, AllowedIp):
-        return {"kind": "made", "what": f"allowed {thing.dev} {show_key(thing.key)} {thing.prefix}"}
-    if isinstance(thing, Address):
-        return {"kind": "made", "what": f"address {thing.address} {thing.dev}", "link": thing.link}
-    if isinstance(thing, Neighbour):
-        return {"kind": "made", "what": f"neighbour {thing.address} {thing.dev}"}
-    return {"kind": "made", "what": f"rule{version_of(thing)} {getattr(thing, 'source', None) or 'all'} {thing.table}"}
-
-
-def made_of(record: Record) -> Thing:
+def made_of(record: Record) -> Unmarked:
+    """From its record in the lease file; KeyError, TypeError or ValueError."""
     noun, *rest = str(record["what"]).split()
     if noun == "interface":
         peer, own = (public_key(record[name]) if record[name] else b"" for name in ("peer", "own"))
@@ -2915,9 +2960,10 @@ def made_of(record: Record) -> Thing:
         if endpoint:
             host_port(endpoint)
         return Interface(device(*rest), peer, endpoint, own=own)
-    if noun in ("peer", "allowed"):
-        dev, key = device(rest[0]), public_key(rest[1])
-        return AllowedIp(dev, key, parse_prefix(rest[2])) if noun == "allowed" else WgPeer(dev, key)
+    if noun == "peer":
+        return WgPeer(device(rest[0]), public_key(rest[1]))
+    if noun == "allowed":
+        return AllowedIp(device(rest[0]), public_key(rest[1]), parse_prefix(rest[2]))
     prefix, where = rest
     if noun == "address":
         return Address(device(where), parse_interface(prefix), link=whole(0, 2**31)(str(record.get("link", 0))))
@@ -2928,14 +2974,15 @@ def made_of(record: Record) -> Thing:
 
 
 class Wanted:
-    """The whole desired state, and what of it has changed since it was last looked at."""
+    """What should be in the kernel and on disk, and what of it has changed since it was last looked at."""
 
     def __init__(self) -> None:
         self.things: dict[Key, Thing] = {}
         self.changed: set[Key] = set()
+        self.records: dict[Key, Record | None] = {}               # to be written; None: to be forgotten
 
     def put(self, thing: Thing) -> None:
-        key = thing_key(thing)
+        key = thing.id
         if self.things.get(key) != thing:
             self.things[key] = thing
             self.changed.add(key)
@@ -2943,6 +2990,12 @@ class Wanted:
     def take(self, key: Key) -> None:
         if self.things.pop(key, None) is not None:
             self.changed.add(key)
+
+    def record(self, record: Record) -> None:
+        self.records[key_of(record)] = record
+
+    def forget_record(self, key: Key) -> None:
+        self.records[key] = None
 
 
 def plan(installed: Mapping[Key, Thing], wanted: Mapping[Key, Thing], keys: Iterable[Key],
@@ -2954,7 +3007,7 @@ def plan(installed: Mapping[Key, Thing], wanted: Mapping[Key, Thing], keys: Iter
     return gone[::-1], new
 
 
-def left_behind(installed: Iterable[Thing], links: Links, rules: Iterable[Rule]) -> list[Thing]:
+def left_behind(installed: Iterable[Thing], links: Links, rules: Iterable[Rule]) -> list[Unmarked]:
     """What carries no mark and is on no record, but has our mark around it: made by a ddpd whose lease file is lost.
 
     Addresses inside of a prefix for which there is an unreachable route of ours, and the rules that send its traffic to
@@ -2963,7 +3016,7 @@ def left_behind(installed: Iterable[Thing], links: Links, rules: Iterable[Rule])
     routes = [thing for thing in installed if isinstance(thing, Route)]
     ours = [route.prefix for route in routes if route.table == MAIN and not any(route.reach)]
     tables = {route.table for route in routes if route.table != MAIN}
-    found: list[Thing] = [Address(links.names.get(index, ""), own, link=index) for index, own in links.addresses
+    found: list[Unmarked] = [Address(links.names.get(index, ""), own, link=index) for index, own in links.addresses
                           if (index, own) in links.timed       # what lasts is the operator's
                           and any(prefix.holds(own._replace(length=WIDTH[own.version])) for prefix in ours)]
     found += [rule for rule in rules if rule.table in tables and rule.source is not None]
@@ -3386,7 +3439,7 @@ class Guards:
             all_rows = [(prefix, key) for key, allowed in sight.peers.items() for prefix in allowed]
             self.holders[dev] = Holders(all_rows)
             rows += [(prefix, key) for prefix, key in all_rows
-                     if not is_vast(prefix) and thing_key(AllowedIp(dev, key, prefix)) not in made]
+                     if not is_vast(prefix) and AllowedIp(dev, key, prefix).id not in made]
         rows += [(address._replace(length=WIDTH[address.version]), b"") for dev, address in own if dev in self.sights]
         self.foreign = Holders(rows)
 
@@ -3478,8 +3531,9 @@ def addconf_text(lists: Mapping[bytes, list[Prefix]]) -> str:
 
 # ==== EFFECTS ======================================================== pure ====
 #
-# What the roles want done.  A list is performed in order and abandoned at the first
-# failure, so "Save, Install, Send" means: promise nothing that could be forgotten.
+# What the roles want done at once.  What should be on disk and in the kernel is in Wanted: the
+# shell brings both to that before it performs any of these, so nothing is promised that could be
+# forgotten.
 
 
 class Path(NamedTuple):
@@ -3504,16 +3558,6 @@ class Path(NamedTuple):
     def interface(self) -> int:
         """Its index."""
         return int.from_bytes(self.info[16:20], byteorder)
-
-
-class Save(NamedTuple):
-    key: Key
-    record: Record | None                # None: forget it
-    promise: bool = False                # a new lease: what cannot be written is not granted
-
-
-class Install(NamedTuple):
-    """Make the kernel equal to Node.wanted."""
 
 
 class Send(NamedTuple):
@@ -3551,7 +3595,7 @@ class Account(NamedTuple):
 
 
 ACCOUNTED: Final = {"granted": "begun", "ended": "ended", "revoked": "revoked"}
-Effect = Save | Install | Send | Call | Lookup | Hook | Note | Account
+Effect = Send | Call | Lookup | Hook | Note | Account
 
 
 # ==== LEASES ========================================================= pure ====
@@ -3950,7 +3994,7 @@ class Stock:
             yield from ((leaf, lease) for lease in self.hidden.get(leaf, ()))
 
 
-# ==== CHAIN ========================================================== pure ====
+# ==== CASES =========================================================== pure ====
 #
 # What one slot of an ask gets is decided by a chain of small handlers, each with one
 # reason to exist: the first that names a prefix or a refusal ends it.  They leave everything
@@ -3961,13 +4005,16 @@ class Stock:
 
 
 class Case(NamedTuple):
-    """One slot of one ask, as the chain's handlers see it."""
+    """One slot of one ask, with what the chain's handlers need to know of it."""
 
     peer: Peer
     want: Want
     ask: Ask
     now: Now
-    has: Lease | None = None             # what the slot has, if it is what it wants and still agreed
+    pools: list[Pool]                    # agreed, of the family that it wants
+    others: list[Lease]                  # what the other slots have of this family
+    active: Lease | None                 # what the slot has ...
+    has: Lease | None = None             # ... if it is what it wants and still agreed
     sourced: Prefix | None = None        # ... or what perhaps a handler of the site has given it
 
     @property
@@ -3978,11 +4025,8 @@ class Case(NamedTuple):
         """Does any slot of the ask want just this family and length?"""
         return any(want.prefix.shape == prefix.shape for want in self.ask.wants)
 
-    @property
-    def others(self) -> list[Lease]:
-        """What the other slots have of this family."""
-        return [lease for lease in self.peer.leases if lease.state is LeaseState.ACTIVE
-                and lease.slot != self.want.slot and lease.prefix.version == self.want.prefix.version]
+    def refuse(self, reason: Reason, again_s: float, text: str) -> Refusal:
+        return Refusal(self.want.slot, reason, max(1, seconds(again_s)), text[:MAX_TEXT])
 
 
 class Asked(NamedTuple):
@@ -4020,12 +4064,14 @@ class Verdict(NamedTuple):
     outcome: Prefix | Refusal
 
 
-def refusal(case: Case, reason: Reason, again_s: float, text: str) -> Refusal:
-    return Refusal(case.want.slot, reason, max(1, seconds(again_s)), text[:MAX_TEXT])
-
-
 def printable(text: str) -> str:
     return "".join(letter if " " <= letter <= "~" else "?" for letter in text)[:MAX_TEXT]
+
+
+def asked_of_site(peer: Peer, want: Want, hostname: str | None) -> Asked:
+    has = peer.active(want.slot)
+    return Asked(peer.agreement.name, show_key(peer.key), want.slot, str(want.prefix), *want.prefix.shape,
+                 str(has.prefix) if has else "", hostname or "")
 
 
 def site_outcome(said: object) -> Prefix | Refuse | None:
@@ -4038,15 +4084,6 @@ def site_outcome(said: object) -> Prefix | Refuse | None:
         return None if said is None else parse_prefix(str(said))
     except ValueError as why:
         raise SiteFailure(str(why)) from None
-
-
-def both_told(options: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
-    """Of two pools: their lists one after the other, each item once, and the smaller MTU."""
-    found = {**more, **options}
-    for name in options.keys() & more.keys():
-        one, other = options[name], more[name]
-        found[name] = tuple(dict.fromkeys((*one, *other))) if isinstance(one, tuple) else min(one, other)
-    return found
 
 
 def site_options(said: object) -> dict[str, Any]:
@@ -4065,30 +4102,227 @@ def site_options(said: object) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value not in NOTHING}
 
 
-class Decider:
-    """The chain, and what it looks at."""
+def both_told(options: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """Of two pools: their lists one after the other, each item once, and the smaller MTU."""
+    found = {**more, **options}
+    for name in options.keys() & more.keys():
+        one, other = options[name], more[name]
+        found[name] = tuple(dict.fromkeys((*one, *other))) if isinstance(one, tuple) else min(one, other)
+    return found
 
-    def __init__(self, secret: bytes, config: Config, rand: Rand) -> None:
+
+# ==== GRANTOR ========================================================= pure ====
+#
+# An ask becomes an answer: `handle_ask`.  A lease is born in `begin`, renewed in `renew`, and ends in
+# `end`; what is held back for its grantee after that is gone with `forget`.
+
+
+def plain_answer(ask: Ask, status: Status, **rest: Any) -> Answer:
+    return Answer(stamp=ask.stamp, status=status, version=PROTOCOL, **rest)
+
+
+def answer_to_invalid(ask: Ask) -> Answer | None:
+    """None: it can be answered slot by slot."""
+    slots = [want.slot for want in ask.wants] + list(ask.releases)
+    if ask.unknown:
+        return plain_answer(ask, Status.UNSUPPORTED, unsupported=ask.unknown)
+    if len(slots) > MAX_SLOTS:
+        return plain_answer(ask, Status.INVALID, why=f"more than {MAX_SLOTS} slots")
+    if len(set(slots)) < len(slots):
+        return plain_answer(ask, Status.INVALID, why="a slot is named twice")
+    return None
+
+
+def times_of(pool: Pool, left_s: float, now: Now) -> tuple[float, float, float]:
+    """T1, T2 and preferred lifetime of a lease that has this time left: in the pool's proportions."""
+    preferred_s = max(0.0, min(preferred_of(pool, left_s), pool.prefers - now.boot))
+    if left_s > pool.valid_s - 1.0 and pool.prefers == inf:
+        return pool.renew_s, pool.rebind_s, preferred_s
+    renew_s, rebind_s = (max(1.0, part * preferred_s or FADED_S) for part in (0.5, 0.8))
+    return min(pool.renew_s, renew_s), min(pool.rebind_s, rebind_s), preferred_s
+
+
+def configured_reach(route: str | Reach, version: int) -> tuple[Reach | None, str]:
+    """A route that the operator has written down."""
+    if not isinstance(route, Reach):
+        return None, f"route = {route}"
+    return (route, "") if route.serves(version) else (None, f"{route.via} is no gateway for IPv{version}")
+
+
+class Grantor:
+    """Answers asks, and remembers what it promised."""
+
+    def __init__(self, secret: bytes, config: Config, wanted: Wanted, rand: Rand) -> None:
         self.ticket_key = digest(b"ddpd ticket" + secret)
-        self.rand = rand
+        self.rand, self.wanted = rand, wanted
         self.config, self.agreements = config, config.agreements
         self.guards = Guards(config.guards)
+        self.site: dict[str, SiteHandler] = {}
+        self.links = Links()
+        self.out: list[Effect] = []                               # what the call that runs makes us do
+        self.by: tuple[tuple[int, str], ...] = ()                 # slots of the last ask, and what decided them
+        # pools
         self.pools: dict[str, Pool] = {}                          # those that have a place now
         self.shared = False                                       # one of them with a twin
-        self.unsettled: set[str] = set()                          # pools that may have one soon
-        self.site: dict[str, SiteHandler] = {}
-        self.hopeless: set[tuple[str, int]] = set()               # pool, length: nothing to reclaim as things are
+        self.unsettled: set[str] = set()                          # pools that may have a place soon
         self.stock = Stock()
+        self.hopeless: set[tuple[str, int]] = set()               # pool, length: nothing to reclaim as things are
+        self.own_networks = self.reserved = frozenset[Prefix]()   # of our links; and what of the pools that is
+        # peers and leases
         self.peers: dict[bytes, Peer] = {}
         self.former: dict[Prefix, Lease] = {}                     # oldest first
         self.timers: list[tuple[float, int, Lease]] = []
-        self.timer_count = 0
+        self.timer_count = self.dead_timers = 0
         self.full_at = -inf                                       # of the bucket of all grantees
-        self.own_networks = self.reserved = frozenset[Prefix]()   # of our links; and what of the pools that is
+        self.epoch = 0
         self.recovering_until = -inf
         self.disk_full = False
+        self.unwritten: dict[Key, list[tuple[Lease, float]]] = {}               # new leases, and what each replaced
+        self.restless: set[bytes] = set()                         # who is to be nudged ...
+        self.delayed: dict[bytes, float] = {}                     # ... and who at this time
+        self.reviewing: Iterator[object] = iter(())
+        self.reviewed = True
+        self.by_kernel: tuple[Ndp, ...] = ()                      # where the kernel answers for single addresses
 
-    # -- what is agreed --------------------------------------------------------------
+    # -- an ask becomes an answer ------------------------------------------------------
+
+    def handle_ask(self, peer: Peer, ask: Ask, path: Path, now: Now) -> tuple[Answer, list[Effect]]:
+        """The answer to a fresh ask, and what has to be done before it is sent."""
+        self.out, self.by = [], ()
+        invalid = answer_to_invalid(ask)
+        if invalid is not None:
+            return invalid, self.out
+        if self.is_clone(peer, ask, now):
+            clones = [Refusal(want.slot, Reason.CLONE, 600, "another machine uses this key") for want in ask.wants]
+            return plain_answer(ask, Status.OK, refusals=tuple(clones)), self.out
+        for lease in peer.living():
+            if lease.slot in ask.releases:
+                self.end(lease, now)
+        # Slot by slot: what one gets is taken before the next is decided.
+        leases: list[Lease] = []
+        refusals: list[Refusal] = []
+        for want in ask.wants:
+            case = self.case(peer, want, ask, now)
+            verdict = self.decide(case)
+            self.by += ((want.slot, verdict.by),)
+            if isinstance(verdict.outcome, Refusal):
+                refusals.append(verdict.outcome)
+                if peer.pace(GRANTEE_LINES).take(now):
+                    reason, text = reason_name(verdict.outcome.reason), verdict.outcome.text
+                    self.out.append(Note(f"refused grantee={peer.agreement.name} slot={want.slot} "
+                                         f"want=/{case.want.prefix.length} reason={reason} why=\"{text}\""))
+                continue
+            if case.active is None or case.active.prefix != verdict.outcome:
+                lease = self.begin(case, verdict.outcome, verdict.by)
+            else:
+                lease = case.active
+            lease.ticket = want.ticket if self.is_twins(lease.prefix) else b""
+            leases.append(lease)
+        for lease in peer.leases:
+            if lease.state is LeaseState.ACTIVE and lease not in leases and not self.may_stay(peer, lease):
+                self.deprecate(lease, now)
+        self.renew_all(peer, leases, ask, path, now)
+        leases += [lease for lease in peer.leases if lease.state is LeaseState.DEPRECATED]
+        return self.answer(peer, ask, path, leases, refusals, now), self.out
+
+    def is_clone(self, peer: Peer, ask: Ask, now: Now) -> bool:
+        """Runs A, B, A are two machines; the newcomer is refused while the other renews."""
+        if ask.run == peer.run:
+            peer.run_heard = now.boot
+            return False
+        longest = max((lease.valid_s for lease in peer.living()), default=0.0)
+        if ask.run == peer.rival and now.boot - peer.run_heard < longest:
+            return True
+        if ask.run == peer.before and ask.stamp > peer.stamp:
+            if peer.pace(GRANTEE_LINES).take(now):
+                self.out.append(Note(f"clone grantee={peer.agreement.name} key={short(peer.key)} (two machines)"))
+            peer.rival = peer.run
+        peer.before, peer.run, peer.run_heard = peer.run, ask.run, now.boot
+        return False
+
+    def may_stay(self, peer: Peer, lease: Lease) -> bool:
+        """Of a slot that the ask does not name."""
+        return self.agreed(peer.agreement, lease.prefix) or bool(self.unsettled.intersection(peer.agreement.pools)) \
+            or (bool(self.site) and lease.by in ("", *self.site))
+
+    def renew_all(self, peer: Peer, leases: Iterable[Lease], ask: Ask, path: Path, now: Now) -> None:
+        """The full lifetime again, for all that the ask gets; and where it came from, if that has changed."""
+        seen = (path.host, path.info, ask.source, self.links)
+        same = peer.seen == seen
+        is_soon = now.boot - peer.reached_at < REACH_GAP_S
+        if not same and peer.seen and (is_soon or not peer.pace(GRANTEE_CHANGES).take(now)):
+            same, seen = True, peer.seen                          # it is nudged, and then looked at again
+            self.delayed[peer.key] = (peer.reached_at if is_soon else now.boot) + REACH_GAP_S
+        elif not same:
+            peer.reached_at = now.boot
+        for lease in leases:
+            is_known = same and lease.heard > 0
+            reach = (lease.reach, lease.why) if is_known else self.reach(peer, lease.prefix.version, ask, path)
+            self.renew(peer, lease, reach, now)
+        if not same:
+            for lease in peer.leases:
+                if lease.state is LeaseState.DEPRECATED:          # routed to where the grantee is now, until its end
+                    lease.reach, lease.why = self.reach(peer, lease.prefix.version, ask, path)
+                    self.route(lease)
+                    self.save(lease, now)
+        peer.seen = seen
+        peer.hostname = ask.hostname or ""
+
+    def answer(self, peer: Peer, ask: Ask, path: Path, leases: list[Lease], refusals: Iterable[Refusal], now: Now,
+               ) -> Answer:
+        grants, t1, t2 = [], inf, inf
+        options: dict[str, Any] = {}
+        hour = int(max(0.0, now.wall) // 3600).to_bytes(4, "big")
+        dev = ""
+        for lease in leases:
+            pool = self.terms(peer.agreement, lease.prefix)
+            left_s = lease.valid_until - now.boot
+            current = lease.state is LeaseState.ACTIVE
+            preferred_s = 0.0
+            if pool is not None and current:
+                renew_s, rebind_s, preferred_s = times_of(pool, left_s, now)
+                t1, t2 = min(t1, renew_s), min(t2, rebind_s)
+                options = both_told(options, pool.options)
+            # A twin's ticket is passed on; for what is a twin's, we never issue one that is good.
+            ticket = lease.ticket or self.ticket(lease.key, lease.slot, lease.prefix,
+                                                 bytes(4) if self.is_twins(lease.prefix) else hour)
+            grants.append(Grant(lease.slot, lease.prefix, current, seconds(preferred_s), seconds(left_s), ticket))
+            if not dev and lease.dev in self.guards.sights:
+                dev = lease.dev
+        # What the ask names and is over: with no time left, so that it goes at once.
+        told = {lease.prefix for lease in leases}
+        over = {lease.prefix for lease in peer.leases if not lease.living} - told
+        grants += [Grant(want.slot, want.prefix, False, 0, 0, bytes(TICKET_LEN)) for want in ask.wants
+                   if want.prefix in over]
+        if self.site:
+            options = self.site_options(peer, ask, options)
+        if dev:
+            is_inside = self.links.names.get(path.interface) == dev
+            options |= self.guards.told(dev, None if is_inside else path.asked_at)
+        return plain_answer(ask, Status.OK, grants=tuple(grants), refusals=tuple(refusals),
+                            times=(seconds(t1), seconds(t2)) if grants else None, **options)
+
+    def site_options(self, peer: Peer, ask: Ask, options: dict[str, Any]) -> dict[str, Any]:
+        """What the site says of the options; what it says wrongly is left out, and logged."""
+        asked = asked_of_site(peer, ask.wants[0] if ask.wants else Want(0, NOWHERE), ask.hostname)
+        built, options = options, {}
+        for name in ("before_options", "instead_of_options", "after_options"):
+            if name == "after_options" and "instead_of_options" not in self.site:
+                options = {**options, **built}
+            try:
+                options |= self.site[name](asked, options_shown(options)) if name in self.site else {}
+            except SiteFailure as why:
+                self.out.append(Note(f"handler failed handler={name} grantee={peer.agreement.name} why=\"{why}\""))
+        return options
+
+    def tell_site(self, peer: Peer, answer: dict[str, Any]) -> None:
+        """The site's looking glass: whatever it says, the answer is decided."""
+        try:
+            self.site["looking_glass"](asked_of_site(peer, Want(0, NOWHERE), ""), answer)
+        except SiteFailure:
+            pass                                                  # is logged where it was caught
+
+    # -- what is agreed ----------------------------------------------------------------
 
     def pools_of(self, agreement: Agreement, version: int = 0) -> list[Pool]:
         return [self.pools[name] for name in agreement.pools if name in self.pools
@@ -4098,8 +4332,11 @@ class Decider:
         """The pool of the agreement that gives this prefix as things stand."""
         if agreement.lengths and prefix.length not in agreement.lengths:
             return None
-        return next((pool for pool in self.pools_of(agreement) if pool.prefix.holds(prefix)
-                     and prefix.length in pool.give and not any(hole.overlaps(prefix) for hole in pool.reserve)), None)
+        for name in agreement.pools:
+            pool = self.pools.get(name)
+            if pool is not None and prefix.length in pool.give and pool.prefix.holds(prefix):
+                return None if any(hole.overlaps(prefix) for hole in pool.reserve) else pool
+        return None
 
     def agreed(self, agreement: Agreement, prefix: Prefix) -> bool:
         if self.guards.foreign.is_anothers(agreement.key, prefix):
@@ -4127,13 +4364,16 @@ class Decider:
     def terms(self, agreement: Agreement, prefix: Prefix) -> Pool | None:
         """Whose lifetimes and options a lease has; one outside of all pools has the first pool's."""
         pools = self.pools_of(agreement)
-        return next((pool for pool in pools if pool.prefix.holds(prefix)), pools[0] if pools else None)
+        for pool in pools:
+            if pool.prefix.holds(prefix):
+                return pool
+        return pools[0] if pools else None
 
     def valid_s(self, agreement: Agreement, pool: Pool, now: Now) -> float:
         """How long a lease of this pool is promised to this grantee from now on."""
         return max(0.0, min(full_s(agreement, pool), agreement.until - now.wall, pool.ends - now.boot))
 
-    # -- tickets ---------------------------------------------------------------------
+    # -- tickets -----------------------------------------------------------------------
 
     def ticket(self, key: bytes, slot: int, prefix: Prefix, hour: bytes) -> bytes:
         """Proof that we gave this prefix to this grantee for this slot, in that hour."""
@@ -4159,71 +4399,64 @@ class Decider:
         return not self.is_twins(prefix) or (
             prefix == case.want.prefix and self.ticket_age_s(case) <= self.config.hold_s / 2)
 
-    def is_newer(self, case: Case, prefix: Prefix) -> bool:
-        """Does it hold by now what a twin has given it?"""
-        asked = case.want.prefix
-        return asked != prefix and self.is_twins(asked) and self.may_keep(case, asked)
-
-    # -- handlers: the agreement -----------------------------------------------------
+    # -- handlers: the agreement -------------------------------------------------------
 
     def ended(self, case: Case) -> Outcome:
-        """The agreement's last day is over."""
+        """Has the agreement ended?"""
         if case.now.wall < case.peer.agreement.until:
             return None
-        return refusal(case, Reason.ENDED, 86400, "the agreement is over")
+        return case.refuse(Reason.ENDED, 86400, "the agreement is over")
 
     def revoked(self, case: Case) -> Outcome:
-        """The operator took back what the slot names, or has just taken back what it, or the grantee, had."""
+        """Has the operator taken back what the slot names, or, just now, what it or the grantee had?"""
         left = case.peer.revoked_at + REVOKED_S - case.now.boot
         if left > 0:
-            return refusal(case, Reason.REVOKED, max(5, left), "revoked by the operator")
+            return case.refuse(Reason.REVOKED, max(5, left), "revoked by the operator")
         for lease in case.peer.leases:
             if lease.state is LeaseState.REVOKED:
                 left = lease.heard + REVOKED_S - case.now.boot if lease.slot == case.want.slot else 0.0
                 if left > 0 or lease.prefix == case.want.prefix:
-                    return refusal(case, Reason.REVOKED, max(5, left), "revoked by the operator")
+                    return case.refuse(Reason.REVOKED, max(5, left), "revoked by the operator")
         return None
 
     def admitted(self, case: Case) -> Outcome:
-        """Something new: is there any pool, a disk to write on, and room in the agreement?"""
+        """If it is something new: is there no pool, no disk to write on, or no room in the agreement?"""
         agreement, version = case.peer.agreement, case.want.prefix.version
         if not case.is_new:
             return None
-        if not (self.site or self.pools_of(agreement, version) or version in [pin.version for pin in agreement.pins]):
-            waits = self.unsettled.intersection(agreement.pools)
-            return refusal(case, Reason.RECOVERING, 10, "waits for its own grantor") if waits else \
-                refusal(case, Reason.NO_POOL, 3600, f"no pool of IPv{version}")
+        if not (self.site or case.pools or version in [pin.version for pin in agreement.pins]):
+            if self.unsettled.intersection(agreement.pools):
+                return case.refuse(Reason.RECOVERING, 10, "waits for its own grantor")
+            return case.refuse(Reason.NO_POOL, 3600, f"no pool of IPv{version}")
         if self.disk_full:
-            return refusal(case, Reason.DISK, RETRY_DISK_S, "cannot write the lease file")
+            return case.refuse(Reason.DISK, RETRY_DISK_S, "cannot write the lease file")
         if len(case.others) >= agreement.limit and self.victim(case) is None:
-            return refusal(case, Reason.LIMIT, 3600, f"`limit` is {agreement.limit} of IPv{version}")
+            return case.refuse(Reason.LIMIT, 3600, f"`limit` is {agreement.limit} of IPv{version}")
         return None
 
     def sized(self, case: Case) -> Outcome:
-        """Something new: is it within the agreement's total size?"""
-        want = case.want.prefix
-        total = next((whole.size for whole in case.peer.agreement.total if whole.version == want.version), None)
-        others = sum(lease.prefix.size for lease in case.others)
-        if not case.is_new or total is None or others + want.size <= total:
-            return None
-        return refusal(case, Reason.LIMIT, 3600, "more than `total`")
-
-    def rated(self, case: Case) -> Outcome:
-        """Something new: so many at once, and so many in a time."""
+        """If it is something new: is it more than the agreement's total size?"""
         if not case.is_new:
             return None
-        if self.is_had_again(case) and case.peer.pace(GRANTEE_CHANGES).has(case.now):
-            return None
-        waits = [(wait_for(case.peer.agreement.rate, case.peer.full_at, case.now), "")]
-        if self.config.rate is not None:
-            waits.append((wait_for(self.config.rate, self.full_at, case.now), " of all grantees"))
-        wait_s, whose = max(waits, key=itemgetter(0))
-        return refusal(case, Reason.RATE, wait_s + 1, f"too many new leases{whose}") if wait_s > 0 else None
+        size = sum(lease.prefix.size for lease in case.others) + case.want.prefix.size
+        for total in case.peer.agreement.total:
+            if total.version == case.want.prefix.version and size > total.size:
+                return case.refuse(Reason.LIMIT, 3600, "more than `total`")
+        return None
 
-    def is_had_again(self, case: Case) -> bool:
-        """Will the slot get back what it had before?  That is no new lease."""
-        return any(lease.state is LeaseState.FORMER and lease.slot == case.want.slot
-                   and lease.prefix.shape == case.want.prefix.shape for lease in case.peer.leases)
+    def rated(self, case: Case) -> Outcome:
+        """If it is something new: are there too many in a short time?"""
+        if not case.is_new:
+            return None
+        # What the slot had before is no new lease.
+        if any(lease.state is LeaseState.FORMER and lease.slot == case.want.slot
+               and lease.prefix.shape == case.want.prefix.shape for lease in case.peer.leases) \
+                and case.peer.pace(GRANTEE_CHANGES).has(case.now):
+            return None
+        wait_s, whose = wait_for(case.peer.agreement.rate, case.peer.full_at, case.now), ""
+        if self.config.rate is not None and (of_all_s := wait_for(self.config.rate, self.full_at, case.now)) > wait_s:
+            wait_s, whose = of_all_s, " of all grantees"
+        return case.refuse(Reason.RATE, wait_s + 1, f"too many new leases{whose}") if wait_s > 0 else None
 
     def victim(self, case: Case) -> Lease | None:
         """At the limit, the unnamed slot that was unrenewed for longest goes first."""
@@ -4231,55 +4464,50 @@ class Decider:
         return min((lease for lease in case.others if lease.slot not in named), key=lambda lease: lease.heard,
                    default=None)
 
-    # -- handlers: pins --------------------------------------------------------------
+    # -- handlers: pins ----------------------------------------------------------------
 
     def kept(self, case: Case) -> Outcome:
-        """What the slot has, if it is what it wants and still agreed."""
+        """Has the slot what it wants, and is that still agreed?"""
         return case.has.prefix if case.has is not None else None
 
     def pinned(self, case: Case) -> Outcome:
-        """A pin of the length; or of any length, unless another slot asks for just that."""
-        want = case.want.prefix
+        """Is there a pin of the length; or of any length, unless another slot asks for just that?"""
+        want, agreement = case.want.prefix, case.peer.agreement
+        if not agreement.pins:
+            return None
         used = {lease.prefix for lease in case.peer.leases if lease.state is not LeaseState.FORMER}
-        pins = [pin for pin in case.peer.agreement.pins if pin.version == want.version and pin not in used]
+        pins = [pin for pin in agreement.pins if pin.version == want.version and pin not in used]
         fitting = [pin for pin in pins if pin.shape == want.shape]
         fitting += [pin for pin in pins if not case.is_asked_for(pin)]
-        free = next((pin for pin in fitting if self.is_pinnable(case.peer.key, pin)), None)
-        if free is None and any(self.is_taken(pin, but_by=case.peer.key) for pin in fitting):
-            return refusal(case, Reason.FULL, 600, "the pinned prefix is still leased to another")
-        if free is None and any(not self.is_taken(pin) for pin in fitting):
-            return refusal(case, Reason.FULL, 600, "the pinned prefix overlaps an allowed IP of another peer")
-        return free
+        for pin in fitting:
+            if self.is_pinnable(case.peer.key, pin):
+                return pin
+        if any(self.is_taken(pin, but_by=case.peer.key) for pin in fitting):
+            return case.refuse(Reason.FULL, 600, "the pinned prefix is still leased to another")
+        if any(not self.is_taken(pin) for pin in fitting):
+            return case.refuse(Reason.FULL, 600, "the pinned prefix overlaps an allowed IP of another peer")
+        return None
 
-    # -- handlers: pools -------------------------------------------------------------
+    # -- handlers: pools ---------------------------------------------------------------
 
     def right_length(self, case: Case) -> Outcome:
-        """The length is one that the pools and the agreement give."""
+        """Is the length one that the pools and the agreement do not give?"""
         agreement, want = case.peer.agreement, case.want.prefix
-        pools = self.pools_of(agreement, want.version)
-        given = {length for pool in pools for length in pool.give
+        given = {length for pool in case.pools for length in pool.give
                  if not agreement.lengths or length in agreement.lengths}
         if want.length in given:
             return None
-        if not pools:
-            return refusal(case, Reason.NO_POOL, 3600, f"no pool of IPv{want.version}, and no pin left")
-        return refusal(case, Reason.LENGTH, 3600, f"/{want.length} is not given (given: {lengths_shown(given)})")
-
-    def remembered(self, case: Case) -> Outcome:
-        """What the slot had before it was released, expired or deprecated."""
-        for lease in case.peer.leases:
-            if (lease.state in (LeaseState.DEPRECATED, LeaseState.FORMER) and lease.slot == case.want.slot
-                    and lease.prefix.shape == case.want.prefix.shape and self.may_keep(case, lease.prefix)
-                    and self.agreed(case.peer.agreement, lease.prefix)
-                    and not any(own.overlaps(lease.prefix) for own in self.reserved)):
-                return lease.prefix
-        return None
+        if not case.pools:
+            return case.refuse(Reason.NO_POOL, 3600, f"no pool of IPv{want.version}, and no pin left")
+        return case.refuse(Reason.LENGTH, 3600, f"/{want.length} is not given (given: {lengths_shown(given)})")
 
     def claimed(self, case: Case) -> Outcome:
-        """A prefix under our own ticket, or a twin's: confirmed, though the lease file may know nothing of it."""
+        """Is it under our own ticket, or a twin's, though the lease file may know nothing of it?"""
         prefix = case.want.prefix
+        if not prefix.first:
+            return None
         pool = self.agreed_pool(case.peer.agreement, prefix)
-        if not prefix.first or pool is None or not is_leasable(prefix, pool.prefix):
+        if pool is None or not is_leasable(prefix, pool.prefix):
             return None
         age_s = self.ticket_age_s(case)
         is_old = age_s > full_s(case.peer.agreement, pool)
@@ -4290,22 +4518,31 @@ class Decider:
         mine = keeper is not None and keeper.key in (b"", case.peer.key)
         return prefix if mine or self.stock.is_free(prefix) else None
 
+    def remembered(self, case: Case) -> Outcome:
+        """Had the slot something before, that was released, expired or deprecated?"""
+        for lease in case.peer.leases:
+            if (lease.state in (LeaseState.DEPRECATED, LeaseState.FORMER) and lease.slot == case.want.slot
+                    and lease.prefix.shape == case.want.prefix.shape and self.may_keep(case, lease.prefix)
+                    and self.agreed(case.peer.agreement, lease.prefix)
+                    and not any(own.overlaps(lease.prefix) for own in self.reserved)):
+                return lease.prefix
+        return None
+
     def recovered(self, case: Case) -> Outcome:
-        """Not while what others hold is unknown."""
+        """Is it unknown what others hold?"""
         left = self.recovering_until - case.now.boot
         if left <= 0:
             return None
-        return refusal(case, Reason.RECOVERING, min(left + 1, 600), f"recovering for another {seconds(left)} s")
+        return case.refuse(Reason.RECOVERING, min(left + 1, 600), f"recovering for another {seconds(left)} s")
 
     def moved(self, case: Case) -> Outcome:
-        """Its pool has another prefix now: the same subnet bits, where they are free."""
+        """Has its pool another prefix now, and are the same subnet bits free there?"""
         agreement, want = case.peer.agreement, case.want
-        pools = self.pools_of(agreement, want.prefix.version)
         for old in reversed(case.peer.leases):
             if old.slot != want.slot or old.prefix.shape != want.prefix.shape or old.state is LeaseState.REVOKED \
-                    or any(pool.prefix.holds(old.prefix) for pool in pools):
+                    or any(pool.prefix.holds(old.prefix) for pool in case.pools):
                 continue
-            for pool in pools:
+            for pool in case.pools:
                 there = old.prefix._replace(first=pool.prefix.first | old.prefix.first & (pool.prefix.size - 1))
                 if pool.is_own(there) and is_leasable(there, pool.prefix) and self.agreed(agreement, there) \
                         and self.stock.is_free(there):
@@ -4313,25 +4550,25 @@ class Decider:
         return None
 
     def drawn(self, case: Case) -> Outcome:
-        """A random free prefix; one held back for somebody else only if nothing else is left."""
-        agreement, want = case.peer.agreement, case.want.prefix
+        """Is any prefix free?  One held back for somebody else is, if nothing else is left."""
+        agreement, length = case.peer.agreement, case.want.prefix.length
         if self.shared and sum(lease.state is LeaseState.FORMER for lease in case.peer.leases) >= \
                 MAX_FORMER * agreement.limit:
-            return refusal(case, Reason.LIMIT, 3600, "too many ended leases are held back for it")
-        pools = [pool for pool in self.pools_of(agreement, want.version) if want.length in pool.give]
+            return case.refuse(Reason.LIMIT, 3600, "too many ended leases are held back for it")
+        pools = [pool for pool in case.pools if length in pool.give]
         for pool in pools:
-            prefix = self.draw(pool, want.length)
+            prefix = self.draw(pool, length)
             if prefix is not None:
                 return prefix
         for pool in pools:
-            prefix = self.reclaim(pool, want.length, agreement)
+            prefix = self.reclaim(pool, length, agreement)
             if prefix is not None:
                 return prefix
         soon = self.next_end() - case.now.boot + 1
-        return refusal(case, Reason.FULL, max(60, min(soon, 3600)), f"no /{want.length} is free")
+        return case.refuse(Reason.FULL, max(60, min(soon, 3600)), f"no /{length} is free")
 
     def draw(self, pool: Pool, length: int) -> Prefix | None:
-        """What is no lease, but free, must not stand before the others."""
+        """At random.  What is free, but not to be leased, is passed over."""
         space, barred = self.stock.spaces[pool.name], list[Prefix]()
         prefix = space.draw(length, pool.give[0], self.rand)
         while prefix is not None and not is_leasable(prefix, pool.prefix):
@@ -4351,10 +4588,10 @@ class Decider:
             if not pool.prefix.holds(held_back):
                 continue
             block = held_back.network(min(length, held_back.length))
-            known = block in seen
+            if block in seen or not pool.prefix.holds(block):
+                continue
             seen.add(block)
-            if known or not pool.prefix.holds(block) or any(
-                    leaf not in self.former for leaf in space.leaves(space.within(block))):
+            if any(leaf not in self.former for leaf in space.leaves(space.within(block))):
                 continue
             found = True
             step = SIZES[block.version][length]
@@ -4366,126 +4603,110 @@ class Decider:
             self.hopeless.add((pool.name, length))
         return None
 
-    def next_end(self) -> float:
-        """When the next lease is over: the first timer, once it is not early."""
-        while self.timers and not self.timers[0][0] == self.timers[0][2].due == self.timers[0][2].valid_until:
-            due, _, lease = heapq.heappop(self.timers)
-            if due == lease.due:
-                lease.due = inf
-                self.watch(lease)
-        return self.timers[0][0] if self.timers else inf
+    # -- the chain ---------------------------------------------------------------------
 
-    def watch(self, lease: Lease) -> None:
-        """At most one timer a lease is live: a later end is noticed when the timer fires."""
-        if lease.valid_until < lease.due and lease.valid_until != inf:
-            lease.due = lease.valid_until
-            self.timer_count += 1
-            heapq.heappush(self.timers, (lease.due, self.timer_count, lease))
-
-    # -- the chain -------------------------------------------------------------------
-
-    STAGES: ClassVar[Mapping[str, tuple[Callable[[Decider, Case], Outcome], ...]]] = {
+    STAGES: ClassVar[Mapping[str, tuple[Callable[[Grantor, Case], Outcome], ...]]] = {
         "agreement": (ended, revoked, admitted, sized, rated),
         "pins":      (kept, pinned),
         "pools":     (right_length, claimed, remembered, recovered, moved, drawn),
     }
 
     def case(self, peer: Peer, want: Want, ask: Ask, now: Now) -> Case:
-        """With what the slot has, if that is what it wants and still agreed."""
-        if want.prefix.length == 0:
-            want = self.with_length(peer, want)
-        case, lease = Case(peer, want, ask, now), peer.active(want.slot)
-        if lease is None:
-            return case
-        prefix = lease.prefix
-        fits = prefix.shape == want.prefix.shape or (prefix in peer.agreement.pins
-            and prefix.version == want.prefix.version and not case.is_asked_for(prefix))
-        if fits and self.may_keep(case, prefix) and self.stays(peer, lease) and not self.is_newer(case, prefix):
-            return case._replace(has=lease)
-        return case._replace(sourced=prefix) if self.site and not self.agreed(peer.agreement, prefix) else case
-
-    def with_length(self, peer: Peer, want: Want) -> Want:
-        """Who leaves the length to us keeps what the slot has; else a pin's, else the shortest that is given."""
+        """The facts of one slot, once."""
         agreement, version = peer.agreement, want.prefix.version
-        lease = peer.active(want.slot)
+        pools = self.pools_of(agreement, version)
+        active = peer.active(want.slot)
+        others = [lease for lease in peer.leases if lease.state is LeaseState.ACTIVE
+                  and lease.slot != want.slot and lease.prefix.version == version]
+        if want.prefix.length == 0:
+            want = want._replace(prefix=Prefix(version, 0, self.length_for(peer, active, version, pools)))
+        case = Case(peer, want, ask, now, pools, others, active)
+        if active is None:
+            return case
+        prefix = active.prefix
+        fits = prefix.shape == want.prefix.shape or (
+            prefix in agreement.pins and prefix.version == version and not case.is_asked_for(prefix))
+        if fits and self.stays(peer, active):
+            # A twin may have given it something else by now; and what is a twin's it keeps under its ticket only.
+            if not self.shared:
+                return case._replace(has=active)
+            is_newer = want.prefix != prefix and self.is_twins(want.prefix) and self.may_keep(case, want.prefix)
+            if self.may_keep(case, prefix) and not is_newer:
+                return case._replace(has=active)
+        if self.site and not self.agreed(agreement, prefix):
+            return case._replace(sourced=prefix)
+        return case
+
+    def length_for(self, peer: Peer, active: Lease | None, version: int, pools: list[Pool]) -> int:
+        """Who leaves the length to us keeps what the slot has; else a pin's, else the shortest that is given."""
+        agreement = peer.agreement
+        if active is not None and active.prefix.version == version:
+            return active.prefix.length
         used = {other.prefix for other in peer.living()}
-        lengths = [lease.prefix.length] if lease is not None and lease.prefix.version == version else []
-        lengths += [pin.length for pin in agreement.pins if pin.version == version and pin not in used]
-        lengths += sorted(length for pool in self.pools_of(agreement, version) for length in pool.give
-                          if not agreement.lengths or length in agreement.lengths)
-        return want._replace(prefix=Prefix(version, 0, lengths[0])) if lengths else want
+        for pin in agreement.pins:
+            if pin.version == version and pin not in used:
+                return pin.length
+        return min((length for pool in pools for length in pool.give
+                    if not agreement.lengths or length in agreement.lengths), default=0)
 
     def handlers(self) -> Iterator[tuple[str, str]]:
         """(name, what it asks), in their order, with the site's."""
         for stage, handlers in self.STAGES.items():
             instead = f"instead_of_{stage}"
-            built = [(handler.__name__, (handler.__doc__ or "").strip().rstrip(".")) for handler in handlers]
+            built = [(handler.__name__, (handler.__doc__ or "").strip()) for handler in handlers]
             middle = [(instead, "")] if instead in self.site else built
             names = [(f"before_{stage}", ""), *middle, (f"after_{stage}", "")]
             yield from ((name, meaning or "the site's own") for name, meaning in names if meaning or name in self.site)
 
     def decide(self, case: Case) -> Verdict:
         """What is taken for the site's, and changes after all, is decided again as something new."""
-        verdict = self.decided(case)
+        verdict = self.run_chain(case)
         if isinstance(verdict.outcome, Refusal):
             return verdict
         if case.now.wall >= case.peer.agreement.until:            # whoever stands instead of the agreement
-            return Verdict("ended", refusal(case, Reason.ENDED, 86400, "the agreement is over"))
+            return Verdict("ended", case.refuse(Reason.ENDED, 86400, "the agreement is over"))
         if case.sourced in (None, verdict.outcome):
             return verdict
-        return self.decided(case._replace(sourced=None))
+        return self.run_chain(case._replace(sourced=None))
 
-    def decided(self, case: Case) -> Verdict:
+    def run_chain(self, case: Case) -> Verdict:
         for stage, handlers in self.STAGES.items():
-            verdict = self.stage(stage, handlers, case) if self.site else self.builtin(handlers, case)
+            verdict = self.ask_site(f"before_{stage}", case, None) if self.site else None
+            if verdict is None and f"instead_of_{stage}" in self.site:
+                verdict = self.ask_site(f"instead_of_{stage}", case, None)
+            elif verdict is None:
+                for handler in handlers:
+                    outcome = handler(self, case)
+                    if outcome is not None:
+                        verdict = Verdict(handler.__name__, outcome)
+                        break
+            if self.site:
+                verdict = self.ask_site(f"after_{stage}", case, verdict) or verdict
             if verdict is not None:
                 return verdict
-        return Verdict("nobody", refusal(case, Reason.NO_POOL, 3600, "no handler has anything"))
-
-    def builtin(self, handlers: Iterable[Callable[[Decider, Case], Outcome]], case: Case) -> Verdict | None:
-        for handler in handlers:
-            outcome = handler(self, case)
-            if outcome is not None:
-                return Verdict(handler.__name__, outcome)
-        return None
-
-    def stage(self, stage: str, handlers: Iterable[Callable[[Decider, Case], Outcome]], case: Case) -> Verdict | None:
-        """With the site's own before, instead of, and after the built-in ones."""
-        verdict = self.ask_site(f"before_{stage}", case, None)
-        if verdict is None:
-            instead = f"instead_of_{stage}"
-            verdict = self.ask_site(instead, case, None) if instead in self.site else self.builtin(handlers, case)
-        return self.ask_site(f"after_{stage}", case, verdict) or verdict
+        return Verdict("nobody", case.refuse(Reason.NO_POOL, 3600, "no handler has anything"))
 
     def ask_site(self, name: str, case: Case, verdict: Verdict | None) -> Verdict | None:
         """What a site's handler decides; what is no decision is refused."""
         handler = self.site.get(name)
         if handler is None:
             return None
+        so_far: str | Refuse | None = None
+        if verdict is not None:
+            outcome = verdict.outcome
+            so_far = Refuse(outcome.text, outcome.again_s) if isinstance(outcome, Refusal) else str(outcome)
         try:
-            outcome = self.trusted(case, handler(self.asked(case), self.told_site(verdict)))
+            said = self.trusted(case, handler(asked_of_site(case.peer, case.want, case.ask.hostname), so_far))
         except SiteFailure as why:
-            outcome = refusal(case, Reason.SITE, 60, printable(f"{name}: {why}"))
-        return None if outcome is None else Verdict(name, outcome)
-
-    def asked(self, case: Case) -> Asked:
-        has, want = case.peer.active(case.want.slot), case.want.prefix
-        return Asked(case.peer.agreement.name, show_key(case.peer.key), case.want.slot, str(want), *want.shape,
-                     str(has.prefix) if has else "", case.ask.hostname or "")
-
-    @staticmethod
-    def told_site(verdict: Verdict | None) -> str | Refuse | None:
-        outcome = verdict.outcome if verdict else None
-        if isinstance(outcome, Refusal):
-            return Refuse(outcome.text, outcome.again_s)
-        return str(outcome) if outcome else None
+            said = case.refuse(Reason.SITE, 60, printable(f"{name}: {why}"))
+        return None if said is None else Verdict(name, said)
 
     def trusted(self, case: Case, said: Prefix | Refuse | None) -> Outcome:
         """What a site's handler decides, if the prefix is free for this slot."""
         if said is None:
             return None
         if isinstance(said, Refuse):
-            return refusal(case, Reason.SITE, said.again_s, said.text)
+            return case.refuse(Reason.SITE, said.again_s, said.text)
         if said.version != case.want.prefix.version or is_nobodys(said):
             raise SiteFailure(f"{said} is of another family, or nobody's to give")
         if self.is_taken(said, but_by=case.peer.key) or not self.stock.pins.clear_for(case.peer.key, said) \
@@ -4494,267 +4715,78 @@ class Decider:
         if any(lease.prefix.overlaps(said) for lease in case.others):
             raise SiteFailure(f"{said} is leased to another slot")
         if any(lease.state is LeaseState.REVOKED and lease.prefix.overlaps(said) for lease in case.peer.leases):
-            return refusal(case, Reason.REVOKED, REVOKED_S, "revoked by the operator")
+            return case.refuse(Reason.REVOKED, REVOKED_S, "revoked by the operator")
         return said
 
-
-# ==== KEEPER ========================================================== pure ====
-#
-# A lease lives: begun, renewed, deprecated, ended, revoked; and it is routed meanwhile.
-
-
-class Keeper(Decider):
-    """Keeps what was promised."""
-
-    def __init__(self, secret: bytes, config: Config, wanted: Wanted, rand: Rand) -> None:
-        super().__init__(secret, config, rand)
-        self.wanted = wanted
-        self.links = Links()
-        self.dead_timers = 0
-        self.epoch = 0
-        self.out: list[Effect] = []
-        self.by: tuple[tuple[int, str], ...] = ()                 # slots of the last ask, and what decided them
-        self.restless: set[bytes] = set()                         # who is to be nudged ...
-        self.delayed: dict[bytes, float] = {}                     # ... and who at this time
-        self.undo: dict[tuple[bytes, int], list[tuple[Lease, float]]] = {}    # ended for what is not written yet
-        self.reviewing: Iterator[object] = iter(())
-        self.reviewed = True
-        self.by_kernel: tuple[Ndp, ...] = ()                      # where the kernel answers for single addresses
-
-    # -- the configuration -----------------------------------------------------------
-
-    def configure(self, config: Config, pools: tuple[Pool, ...], unsettled: Iterable[str], now: Now) -> None:
-        """`pools`: those that have a place.  The peers are looked at later, some at a time."""
-        self.config = config
-        self.agree()
-        self.unsettled = set(unsettled)
-        self.pools = {pool.name: pool for pool in pools}
-        self.shared = any(pool.has_twins for pool in pools)
-        self.fit(now)
-
-    def agree(self) -> None:
-        """With the grantees of the configuration, and all peers of WireGuard; not under keys that are no more."""
-        self.guards.named = named = self.config.agreements
-        old = {key for agreement in named.values() for key in agreement.was}
-        peers = self.guards.agreements()
-        self.agreements = {key: peers[key] for key in peers if key not in old} | named
-
-    def fit(self, now: Now) -> None:
-        """Something else is free than before."""
-        self.fit_stock()
-        self.reviewing, self.reviewed = self.review(list(self.peers.values()), now), False
-
-    def fit_stock(self) -> None:
-        self.hopeless.clear()
-        self.reserved = self.reserved_links()
-        self.stock.fit(tuple(self.pools.values()), self.config.pins, [*self.guards.foreign.owners, *self.reserved])
-
-    def reserve_links(self, networks: frozenset[Prefix]) -> None:
-        """These are this node's own: they are not given away.  What is leased of them already stays leased."""
-        self.own_networks = networks
-        if self.reserved_links() != self.reserved:
-            self.fit_stock()
-
-    def reserved_links(self) -> frozenset[Prefix]:
-        """Of our own networks: those inside of a pool.  In one of single addresses that is only our own address."""
-        return frozenset(network for network in self.own_networks for pool in self.pools.values()
-                         if pool.prefix.length < network.length and pool.prefix.holds(network)
-                         and (network.is_address or pool.give[0] < WIDTH[network.version]))
-
-    def inherit(self, now: Now) -> list[Effect]:
-        """What a grantee was leased under a key that it had before is its own."""
-        self.out = []
-        heirs = [(old, agreement.key) for agreement in self.config.agreements.values() for old in agreement.was]
-        for old, key in heirs:
-            peer, heir = self.peers.get(old), self.peer_of(key)
-            if peer is not None and heir is not None:
-                for lease in list(peer.leases):
-                    self.bequeath(lease, heir, now)
-        return self.out
-
-    def bequeath(self, lease: Lease, heir: Peer, now: Now) -> None:
-        if heir.active(lease.slot) is not None:                   # it has asked under its new key already
-            return
-        self.out.append(Save(lease.id, None))
-        self.disallow(lease)
-        self.peers[lease.key].leases.remove(lease)
-        lease.key = heir.key
-        heir.leases.append(lease)
-        self.save(lease, now)
-        self.route(lease)
-        self.out.append(Note(f"inherited grantee={heir.agreement.name} prefix={lease.prefix}"))
-
-    def saw_peers(self, dev: str, state: WgState | None, made: Mapping[Key, Thing], now: Now) -> list[Effect]:
-        """What `wg` shows of an interface: its peers are grantees; who has gone has no leases."""
-        self.out = []
-        before, known, stale = self.guards.foreign.owners, self.guards.devs, self.guards.is_stale
-        gone = self.guards.sights[dev].see(state, now)
-        self.guards.settle(made, ((self.links.names.get(index, ""), own) for index, own in self.links.addresses))
-        self.agree()
-        for lease in [lease for key in gone if key in self.peers for lease in self.peers[key].living()]:
-            if lease.dev == dev and not self.guards.dev_of(lease.key):
-                self.end(lease, now)
-        owners = self.guards.foreign.owners
-        if owners != before:
-            self.lose_taken({prefix: key for prefix, key in owners.items() if before.get(prefix) != key}, now)
-            self.fit(now)
-        for peer in [peer for key, peer in self.peers.items() if stale or known.get(key) != self.guards.devs.get(key)]:
-            self.reach_anew(peer)
-        self.tell_anew(dev)
-        return self.out
-
-    def reach_anew(self, peer: Peer) -> None:
-        """At its next ask; it is told to ask, if anything that it has is reached otherwise now."""
-        peer.seen, dev = (), self.guards.dev_of(peer.key)
-        ways = {lease.dev if lease.dev in self.guards.known else "" for lease in peer.living()}
-        if peer.agreement.route == "auto" and ways - {dev}:
-            self.restless.add(peer.key)
-
-    def tell_anew(self, dev: str) -> None:
-        """Who has a tunnel there is told to ask, if it is another one now."""
-        sight, before = self.guards.sights[dev], self.guards.sights[dev].said
-        sight.said = self.guards.told(dev)
-        if before not in (None, sight.said):
-            self.restless |= {lease.key for lease in self.stock.leased.values() if lease.dev == dev}
-
-    def lose_taken(self, taken: Mapping[Prefix, bytes], now: Now) -> None:
-        """What is sent to another peer from now on is of no use to who has it."""
-        for prefix, owner in taken.items():
-            for lease in [lease for lease in self.stock.overlapping(prefix) if lease.living and lease.key != owner]:
-                if lease.prefix.holds(prefix):
-                    self.end(lease, now)
-                    self.restless.add(lease.key)
-
-    def expect_peers(self) -> None:
-        """At the start: who has leases through an interface was its peer."""
-        for lease in self.stock.leased.values():
-            sight = self.guards.sights.get(lease.dev or "")
-            if sight is not None:
-                sight.expect(lease.key)
-        self.agree()
-
-    def unwatch(self, before: Iterable[str], now: Now) -> list[Effect]:
-        """Interfaces whose peers are not ours to serve any more."""
-        self.out = []
-        dismissed = set(before) - self.guards.sights.keys()
-        for lease in [lease for lease in self.stock.leased.values() if lease.dev in dismissed]:
-            if self.peers[lease.key].agreement.route == "auto":
-                self.end(lease, now)
-                self.restless.add(lease.key)
-            else:
-                self.route(lease)
-        return self.out
-
-    def review(self, peers: list[Peer], now: Now) -> Iterator[object]:
-        """Each known peer as things are now: who holds what is no longer agreed, or nothing, is to be nudged."""
-        for peer in peers:
-            self.refresh(peer)
-            for lease in peer.living():
-                lease.valid_until = min(lease.valid_until, self.last_end(peer, lease, now))
-                self.watch(lease)
-            if not peer.leases and peer.key not in self.agreements:
-                del self.peers[peer.key]
-                self.restless.discard(peer.key)
-            active = [lease for lease in peer.leases if lease.state is LeaseState.ACTIVE]
-            if peer.key in self.agreements and (not active or not all(self.stays(peer, lease) for lease in active)):
-                self.restless.add(peer.key)
-            yield from active or (None,)                          # so much work it was
-
-    def last_end(self, peer: Peer, lease: Lease, now: Now) -> float:
-        """With the agreement; where there is none any more, a lease for ever ends too."""
-        if peer.key not in self.agreements:
-            return now.boot + LINGER_S if lease.valid_until == inf else inf
-        return now.boot + max(0.0, peer.agreement.until - now.wall)
-
-    def refresh(self, peer: Peer) -> None:
-        """Its agreement as it is now."""
-        before, peer.agreement = peer.agreement, self.agreements.get(peer.key, peer.agreement)
-        if before.route == peer.agreement.route:
-            return
-        peer.seen = ()                                            # decide anew how it is reached
-        if peer.agreement.route != "auto":
-            for lease in peer.living():
-                lease.reach, lease.why = self.configured(peer.agreement.route, lease.prefix.version)
-                self.route(lease)
-
-    def peer_of(self, key: bytes) -> Peer | None:
-        """None: a stranger."""
-        peer = self.peers.get(key)
-        agreement = self.agreements.get(key)
-        if agreement is None:
-            return None
-        if peer is None:
-            peer = self.peers[key] = Peer(key, agreement)
-        elif peer.agreement is not agreement:
-            self.refresh(peer)
-        return peer
-
-    def go_on(self) -> None:
-        """With the review, for a while."""
-        self.reviewed = sum(1 for _ in islice(self.reviewing, AT_ONCE)) < AT_ONCE
-
-    # -- a lease's life --------------------------------------------------------------
+    # -- a lease's life ----------------------------------------------------------------
 
     def begin(self, case: Case, prefix: Prefix, by: str) -> Lease:
         """A new lease, or an old one come back; `renew` gives it its lifetime."""
-        peer, slot, now = case.peer, case.want.slot, case.now
-        had = any(lease.prefix == prefix for lease in peer.leases)             # before: that is no new lease
-        self.undo.setdefault((peer.key, slot), [])
-        if len(case.others) >= peer.agreement.limit:
-            victim = self.victim(case)
-            if victim is not None:
-                self.undo[peer.key, slot].append((victim, victim.valid_until))
-                self.end(victim, now)
-        if not self.stock.is_free(prefix):
-            for keeper in [other for other in self.stock.overlapping(prefix) if other.state is LeaseState.FORMER]:
-                self.forget(keeper)
-        same = [lease for lease in peer.leases if lease.prefix == prefix and lease.state is not LeaseState.REVOKED]
-        promised = any(lease.living for lease in same)
-        since = next((lease.since for lease in same if lease.living), int(max(0.0, now.wall)))
+        peer, now = case.peer, case.now
+        same = [lease for lease in peer.leases if lease.prefix == prefix]
+        promised, since = False, int(max(0.0, now.wall))
         for lease in same:
-            self.forget(lease)
-        self.supersede(case)
-        for lease in [lease for lease in peer.living() if lease.prefix.overlaps(prefix)]:
-            self.end(lease, now)                                  # no two that live overlap, whoever has them
+            if lease.living:
+                promised, since = True, lease.since
+            if lease.state is not LeaseState.REVOKED:
+                self.forget(lease)
+        if not self.stock.is_free(prefix):
+            for other in list(self.stock.overlapping(prefix)):
+                if other.state is LeaseState.FORMER:
+                    self.forget(other)
+        replaced = self.make_way(case)
+        for lease in peer.living():
+            if lease.prefix.overlaps(prefix):
+                self.end(lease, now)                              # no two that live overlap, whoever has them
         peer.full_at, self.full_at = max(peer.full_at, now.boot), max(self.full_at, now.boot)
-        if not had or not peer.pace(GRANTEE_CHANGES).take(now):
-            self.pay(peer, 1)
-        lease = Lease(peer.key, slot, prefix, LeaseState.ACTIVE, 0.0, now.boot, promised=promised, since=since, by=by)
+        if not same or not peer.pace(GRANTEE_CHANGES).take(now):  # what it had before is no new lease
+            self.charge(peer, 1)
+        lease = Lease(peer.key, case.want.slot, prefix, LeaseState.ACTIVE, 0.0, now.boot, promised=promised,
+                      since=since, by=by)
+        if not promised:
+            self.unwritten[lease.id] = replaced
         peer.leases.append(lease)
         self.stock.add(lease)
-        self.tell("granted", lease, now, billed=not promised)
+        self.tell("granted", lease, now, accounted=not promised)
         return lease
 
-    def pay(self, peer: Peer, tokens: int) -> None:
-        """From the buckets; less than nothing: it is given back."""
-        peer.full_at += tokens * peer.agreement.rate.each_s
-        self.full_at += tokens * (self.config.rate.each_s if self.config.rate else 0.0)
+    def make_way(self, case: Case) -> list[tuple[Lease, float]]:
+        """The slot's lease so far counts down, and is told until its end; at the limit, another slot's lease ends.
 
-    def tell(self, event: str, lease: Lease, now: Now, billed: bool = True) -> None:
-        name = self.peers[lease.key].agreement.name
-        self.out.append(Note(f"{event} grantee={name} slot={lease.slot} prefix={lease.prefix}"))
-        if self.config.accounting and event in ACCOUNTED and billed:
-            self.out.append(Account(lease.id, {
-                "time": int(now.wall), "event": ACCOUNTED[event], "grantee": name, "key": show_key(lease.key),
-                "slot": lease.slot, "prefix": str(lease.prefix), "begun": lease.since}))
-
-    def supersede(self, case: Case) -> None:
-        """What the slot had until now counts down, and is told until its end.
-
-        Of those that the grantee has made so itself, by wanting something else, as many as it may have leases: else a
-        small pool could be had by one.
+        Of the deprecated leases that the grantee has made so itself, by wanting something else, it may have as many as
+        it may have leases: else a small pool could be had by one.  Returns what is replaced, and its end until now.
         """
-        peer, lease = case.peer, case.peer.active(case.want.slot)
+        peer, limit, replaced = case.peer, case.peer.agreement.limit, list[tuple[Lease, float]]()
+        victim = self.victim(case) if len(case.others) >= limit else None
+        if victim is not None:
+            replaced.append((victim, victim.valid_until))
+            self.end(victim, case.now)
+        lease = peer.active(case.want.slot)
         if lease is not None:
             lease.by_grantee = self.agreed(peer.agreement, lease.prefix)
-            self.undo[peer.key, case.want.slot].append((lease, lease.valid_until))
+            replaced.append((lease, lease.valid_until))
             self.deprecate(lease, case.now)
         old = sorted((lease for lease in peer.leases if lease.state is LeaseState.DEPRECATED),
                      key=lambda lease: lease.valid_until)
         own = [lease for lease in old if lease.by_grantee and lease.prefix.version == case.want.prefix.version]
-        over = own[: max(0, len(own) - peer.agreement.limit)] or old[: max(0, len(old) - MAX_DEPRECATED)]
-        for lease in over:
+        surplus = own[: max(0, len(own) - limit)] or old[: max(0, len(old) - MAX_DEPRECATED)]
+        for lease in surplus:
             self.end(lease, case.now)
+        return replaced
+
+    def charge(self, peer: Peer, tokens: int) -> None:
+        """The buckets of new leases; less than nothing: it is given back."""
+        peer.full_at += tokens * peer.agreement.rate.each_s
+        if self.config.rate is not None:
+            self.full_at += tokens * self.config.rate.each_s
+
+    def tell(self, event: str, lease: Lease, now: Now, accounted: bool = True) -> None:
+        name = self.peers[lease.key].agreement.name
+        self.out.append(Note(f"{event} grantee={name} slot={lease.slot} prefix={lease.prefix}"))
+        if self.config.accounting and event in ACCOUNTED and accounted:
+            self.out.append(Account(lease.id, {
+                "time": int(now.wall), "event": ACCOUNTED[event], "grantee": name, "key": show_key(lease.key),
+                "slot": lease.slot, "prefix": str(lease.prefix), "begun": lease.since}))
 
     def deprecate(self, lease: Lease, now: Now) -> None:
         self.stock.turn(lease, LeaseState.DEPRECATED)
@@ -4766,38 +4798,87 @@ class Keeper(Decider):
     def renew(self, peer: Peer, lease: Lease, reach: tuple[Reach | None, str], now: Now) -> None:
         """The full lifetime again.  Written only if more than the time left has changed."""
         pool = self.terms(peer.agreement, lease.prefix)
-        whole_s = full_s(peer.agreement, pool) if pool else lease.valid_s or LINGER_S
-        valid_s = self.valid_s(peer.agreement, pool, now) if pool else whole_s
-        if (lease.valid_s, lease.reach, lease.epoch) != (whole_s, reach[0], self.epoch):
-            lease.valid_s, lease.reach, lease.epoch = whole_s, reach[0], self.epoch
-            lease.valid_until = now.boot + valid_s
+        if pool is not None:
+            whole_s, valid_s = full_s(peer.agreement, pool), self.valid_s(peer.agreement, pool, now)
+        else:
+            whole_s = valid_s = lease.valid_s or LINGER_S
+        is_changed = (lease.valid_s, lease.reach, lease.epoch) != (whole_s, reach[0], self.epoch)
+        lease.valid_s, lease.epoch, (lease.reach, lease.why) = whole_s, self.epoch, reach
+        lease.valid_until, lease.heard = now.boot + valid_s, now.boot
+        if is_changed:
             self.save(lease, now)
             self.route(lease)
-        lease.valid_until, lease.heard, lease.why, lease.promised = now.boot + valid_s, now.boot, reach[1], True
+        lease.promised = True
         self.watch(lease)
 
-    def end(self, lease: Lease, now: Now, keep: bool = False) -> None:
-        """Over, but held back for who had it, unless it had been replaced."""
-        replaced = lease.state is LeaseState.DEPRECATED and not keep
+    def end(self, lease: Lease, now: Now) -> None:
+        """Over: held back for who had it, unless it had been replaced, or is no longer agreed."""
+        is_replaced = lease.state is LeaseState.DEPRECATED and not self.shared
+        self.hold_back(lease, now)
+        if is_replaced or not self.agreed(self.peers[lease.key].agreement, lease.prefix):
+            self.forget(lease)
+
+    def hold_back(self, lease: Lease, now: Now) -> None:
+        """Over, but for who had it."""
         self.stock.turn(lease, LeaseState.FORMER)
         self.hopeless.clear()
         lease.valid_until = now.boot + self.config.hold_s
         self.route(lease)
         self.tell("ended", lease, now)
-        peer = self.peers[lease.key]
-        if (replaced and not self.shared) or not (keep or self.agreed(peer.agreement, lease.prefix)):
-            self.forget(lease)
-            return
         self.former[lease.prefix] = lease
         self.save(lease, now)
         self.watch(lease)
+        if self.shared:
+            return
         # Of each slot the last is kept, so that all come back who are released and asked for again; of others a few.
-        former = [other for other in peer.leases if other.state is LeaseState.FORMER]
-        in_order = sorted(former, key=lambda other: other.valid_until)
-        last = {(other.slot, other.prefix.shape): other for other in in_order}
-        older = [other for other in in_order if other not in last.values()]
-        if not self.shared and (len(older) > MAX_FORMER or len(former) > MAX_FORMER + MAX_SLOTS):
-            self.forget((older or in_order)[0])
+        former = [other for other in self.peers[lease.key].leases if other.state is LeaseState.FORMER]
+        if len(former) <= MAX_FORMER:
+            return
+        former.sort(key=lambda other: other.valid_until)
+        last = {(other.slot, other.prefix.shape): other for other in former}
+        older = [other for other in former if other not in last.values()]
+        if len(older) > MAX_FORMER or len(former) > MAX_FORMER + MAX_SLOTS:
+            self.forget((older or former)[0])
+
+    def forget(self, lease: Lease) -> None:
+        """Gone, also from the lease file."""
+        self.former.pop(lease.prefix, None)
+        self.hopeless.clear()
+        self.peers[lease.key].leases.remove(lease)
+        self.dead_timers += lease.due != inf
+        self.stock.remove(lease)
+        lease.state, lease.due = LeaseState.FORMER, inf
+        if self.dead_timers > 1000 and self.dead_timers > len(self.timers) / 2:
+            self.timers = [row for row in self.timers if row[0] == row[2].due]
+            heapq.heapify(self.timers)
+            self.dead_timers = 0
+        self.route(lease)
+        self.wanted.forget_record(lease.id)
+
+    def save(self, lease: Lease, now: Now) -> None:
+        self.wanted.record(lease.record(now))
+
+    def unsaved(self) -> None:
+        """New leases could not be written: they were not promised, and are not held.  What they replaced is."""
+        self.disk_full = True
+        self.out = []
+        for key, replaced in self.unwritten.items():
+            peer = self.peers.get(public_key(key[1]))
+            lease = next((lease for lease in peer.living() if lease.id == key), None) if peer else None
+            if peer is None or lease is None:
+                continue
+            self.forget(lease)
+            self.charge(peer, -1)
+            for old, valid_until in replaced:
+                if old.id not in self.unwritten and old in peer.leases and self.stock.leased.get(old.prefix) is old:
+                    self.former.pop(old.prefix, None)
+                    self.stock.turn(old, LeaseState.ACTIVE)
+                    old.valid_until = valid_until
+                    self.watch(old)
+                    self.route(old)
+        self.unwritten.clear()
+
+    # -- by the operator ---------------------------------------------------------------
 
     def revoke(self, peer: Peer, slot: int | None, now: Now) -> list[Effect]:
         """The operator takes leases back: not routed from now on, and nobody's for `hold`."""
@@ -4830,37 +4911,86 @@ class Keeper(Decider):
         for lease in [lease for lease in self.stock.overlapping(prefix) if lease.living and prefix.holds(lease.prefix)]:
             lease.valid_until = min(lease.valid_until, until)
             if until <= now.boot:
-                self.end(lease, now, keep=True)
+                self.hold_back(lease, now)
                 self.restless.add(lease.key)
             else:
                 self.watch(lease)
 
-    def forget(self, lease: Lease) -> None:
-        self.former.pop(lease.prefix, None)
-        self.hopeless.clear()
-        self.peers[lease.key].leases.remove(lease)
-        self.dead_timers += lease.due != inf
-        self.stock.remove(lease)
-        lease.state, lease.due = LeaseState.FORMER, inf
-        if self.dead_timers > 1000 and self.dead_timers > len(self.timers) / 2:
-            self.timers = [row for row in self.timers if row[0] == row[2].due]
-            heapq.heapify(self.timers)
-            self.dead_timers = 0
-        self.route(lease)
-        self.out.append(Save(lease.id, None))
+    # -- time --------------------------------------------------------------------------
 
-    def save(self, lease: Lease, now: Now) -> None:
-        record = lease.record(now)
-        self.out.append(Save(key_of(record), record, promise=not lease.promised))
+    @property
+    def deadline(self) -> float:
+        recovered = self.recovering_until if self.recovering_until > 0 else inf
+        return min(self.timers[0][0], recovered) if self.timers else recovered
 
-    # -- routes ----------------------------------------------------------------------
+    def on_timer(self, now: Now) -> list[Effect]:
+        self.out = []
+        if 0 < self.recovering_until <= now.boot:
+            self.recovering_until = -inf
+            self.wanted.forget_record(("recovering",))
+            self.out.append(Note("recovered"))
+        for _ in range(AT_ONCE):
+            if not self.timers or self.timers[0][0] > now.boot:
+                break
+            due, _, lease = heapq.heappop(self.timers)
+            if due != lease.due:
+                continue                                          # forgotten, or watched anew
+            lease.due = inf
+            if lease.valid_until > now.boot:
+                self.watch(lease)
+            elif lease.living:
+                self.end(lease, now)
+            else:
+                self.forget(lease)
+        return self.out
+
+    def watch(self, lease: Lease) -> None:
+        """At most one timer a lease is live: a later end is noticed when the timer fires."""
+        if lease.valid_until < lease.due and lease.valid_until != inf:
+            lease.due = lease.valid_until
+            self.timer_count += 1
+            heapq.heappush(self.timers, (lease.due, self.timer_count, lease))
+
+    def next_end(self) -> float:
+        """When the next lease is over: the first timer, once it is not early."""
+        while self.timers and not self.timers[0][0] == self.timers[0][2].due == self.timers[0][2].valid_until:
+            due, _, lease = heapq.heappop(self.timers)
+            if due == lease.due:
+                lease.due = inf
+                self.watch(lease)
+        return self.timers[0][0] if self.timers else inf
+
+    # -- routes ------------------------------------------------------------------------
+
+    def reach(self, peer: Peer, version: int, ask: Ask, path: Path) -> tuple[Reach | None, str]:
+        """How what this peer is granted is reached, or None and why.
+
+        If nothing else is said: the asker itself, if it is directly connected, speaks the lease's family, and nobody
+        relayed its ask.
+        """
+        dev = self.guards.dev_of(peer.key)
+        if peer.agreement.route != "auto":
+            return configured_reach(peer.agreement.route, version)
+        if dev:
+            return Reach("", dev), ""
+        host = parse_host(path.host)
+        if host.version != version:
+            return None, f"asked over IPv{host.version}"
+        if ask.source != host:
+            return None, "asked through something that changes addresses"
+        if not self.links.neighbour(host, path.interface):
+            return None, "not a neighbour: a routing protocol's work"
+        dev = self.links.names.get(path.interface, "")
+        return (Reach(host.host, dev), "") if is_device(dev) else (None, "its interface has a name that is no word")
 
     def route(self, lease: Lease) -> None:
+        """Everything in the kernel that follows from a lease."""
         self.stock.changes += 1
+        route = Route(lease.prefix, MAIN, lease.reach or Reach("", ""))
         if lease.living and lease.reach is not None:
-            self.wanted.put(Route(lease.prefix, MAIN, lease.reach))
+            self.wanted.put(route)
         else:
-            self.wanted.take(thing_key(Route(lease.prefix, MAIN)))
+            self.wanted.take(route.id)
         if self.guards.known:
             self.allow(lease)
         for ndp in self.by_kernel:
@@ -4868,7 +4998,7 @@ class Keeper(Decider):
             if ndp.hands_over(lease.prefix, lease.dev):
                 self.wanted.put(neighbour)
             else:
-                self.wanted.take(thing_key(neighbour))
+                self.wanted.take(neighbour.id)
 
     def allow(self, lease: Lease) -> None:
         """What is routed to a WireGuard interface has to be an allowed IP of its grantee there."""
@@ -4883,9 +5013,9 @@ class Keeper(Decider):
         """Take it from its peer, and the peer too, if that has no other lease and is ours."""
         others = {other.dev for other in self.peers[lease.key].living() if other is not lease}
         for dev in self.guards.known - {but}:
-            self.wanted.take(thing_key(AllowedIp(dev, lease.key, lease.prefix)))
+            self.wanted.take(AllowedIp(dev, lease.key, lease.prefix).id)
             if dev not in others:
-                self.wanted.take(thing_key(WgPeer(dev, lease.key)))
+                self.wanted.take(WgPeer(dev, lease.key).id)
 
     def hand_over(self, ndps: Iterable[Ndp]) -> None:
         """The single addresses for which the kernel is to answer from now on."""
@@ -4898,262 +5028,174 @@ class Keeper(Decider):
             for target in [target for target, dev in on.items() if ndp.hands_over(target, dev)]:
                 self.wanted.put(Neighbour(ndp.dev, target))
 
-    def reach(self, peer: Peer, version: int, ask: Ask, path: Path) -> tuple[Reach | None, str]:
-        """How what this peer is granted is reached, or None and why."""
-        route, dev = peer.agreement.route, self.guards.dev_of(peer.key)
-        if route != "auto":
-            return self.configured(route, version)
-        return (Reach("", dev), "") if dev else self.neighbourly(version, ask, path)
+    # -- the configuration -------------------------------------------------------------
 
-    @staticmethod
-    def configured(route: str | Reach, version: int) -> tuple[Reach | None, str]:
-        """A route that the operator has written down."""
-        if not isinstance(route, Reach):
-            return None, f"route = {route}"
-        return (route, "") if route.serves(version) else (None, f"{route.via} is no gateway for IPv{version}")
+    def configure(self, config: Config, pools: tuple[Pool, ...], unsettled: Iterable[str], now: Now) -> None:
+        """`pools`: those that have a place.  The peers are looked at later, some at a time."""
+        self.config = config
+        self.agree()
+        self.unsettled = set(unsettled)
+        self.pools = {pool.name: pool for pool in pools}
+        self.shared = any(pool.has_twins for pool in pools)
+        self.fit_stock()
+        self.begin_review(now)
 
-    def neighbourly(self, version: int, ask: Ask, path: Path) -> tuple[Reach | None, str]:
-        """The asker itself, if it is directly connected, speaks the lease's family, and nobody relayed its ask."""
-        host = parse_host(path.host)
-        if host.version != version:
-            return None, f"asked over IPv{host.version}"
-        if ask.source != host:
-            return None, "asked through something that changes addresses"
-        if not self.links.neighbour(host, path.interface):
-            return None, "not a neighbour: a routing protocol's work"
-        dev = self.links.names.get(path.interface, "")
-        return (Reach(host.host, dev), "") if is_device(dev) else (None, "its interface has a name that is no word")
+    def agree(self) -> None:
+        """With the grantees of the configuration, and all peers of WireGuard; not under keys that are no more."""
+        self.guards.named = named = self.config.agreements
+        old = {key for agreement in named.values() for key in agreement.was}
+        peers = self.guards.agreements()
+        self.agreements = {key: peers[key] for key in peers if key not in old} | named
 
+    def fit_stock(self) -> None:
+        self.hopeless.clear()
+        self.reserved = self.reserved_links()
+        self.stock.fit(tuple(self.pools.values()), self.config.pins, [*self.guards.foreign.owners, *self.reserved])
 
-# ==== GRANTOR ========================================================= pure ====
-#
-# An ask becomes an answer.
+    def reserve_links(self, networks: frozenset[Prefix]) -> None:
+        """These are this node's own: they are not given away.  What is leased of them already stays leased."""
+        self.own_networks = networks
+        if self.reserved_links() != self.reserved:
+            self.fit_stock()
 
+    def reserved_links(self) -> frozenset[Prefix]:
+        """Of our own networks: those inside of a pool.  In one of single addresses that is only our own address."""
+        return frozenset(network for network in self.own_networks for pool in self.pools.values()
+                         if pool.prefix.length < network.length and pool.prefix.holds(network)
+                         and (network.is_address or pool.give[0] < WIDTH[network.version]))
 
-class Grantor(Keeper):
-    """Answers asks, and remembers what it promised."""
+    def begin_review(self, now: Now) -> None:
+        """Something else is free, or agreed, than before."""
+        self.reviewing, self.reviewed = self.review(list(self.peers.values()), now), False
 
-    # -- asks ------------------------------------------------------------------------
+    def go_on(self) -> None:
+        """With the review, for a while."""
+        self.reviewed = sum(1 for _ in islice(self.reviewing, AT_ONCE)) < AT_ONCE
 
-    def heard(self, peer: Peer, ask: Ask, path: Path, now: Now) -> tuple[Answer, list[Effect]]:
-        """The answer to a fresh ask, and what has to be done before it is sent."""
-        self.out, self.by = [], ()
-        slots = [want.slot for want in ask.wants] + list(ask.releases)
-        if ask.unknown:
-            answer = self.plain(ask, Status.UNSUPPORTED, unsupported=ask.unknown)
-        elif len(slots) > MAX_SLOTS:
-            answer = self.plain(ask, Status.INVALID, why=f"more than {MAX_SLOTS} slots")
-        elif len(set(slots)) < len(slots):
-            answer = self.plain(ask, Status.INVALID, why="a slot is named twice")
-        elif self.is_clone(peer, ask, now):
-            refusals = (Refusal(want.slot, Reason.CLONE, 600, "another machine uses this key") for want in ask.wants)
-            answer = self.plain(ask, Status.OK, refusals=tuple(refusals))
-        else:
-            answer = self.granted(peer, ask, path, now)
-        if self.wanted.changed:
-            self.out.append(Install())
-        return answer, self.out
-
-    @staticmethod
-    def plain(ask: Ask, status: Status, **rest: Any) -> Answer:
-        return Answer(stamp=ask.stamp, status=status, version=PROTOCOL, **rest)
-
-    def is_clone(self, peer: Peer, ask: Ask, now: Now) -> bool:
-        """Runs A, B, A are two machines; the newcomer is refused while the other renews."""
-        if ask.run == peer.run:
-            peer.run_heard = now.boot
-            return False
-        longest = max((lease.valid_s for lease in peer.living()), default=0.0)
-        if ask.run == peer.rival and now.boot - peer.run_heard < longest:
-            return True
-        if ask.run == peer.before and ask.stamp > peer.stamp:
-            if peer.pace(GRANTEE_LINES).take(now):
-                self.out.append(Note(f"clone grantee={peer.agreement.name} key={short(peer.key)} (two machines)"))
-            peer.rival = peer.run
-        peer.before, peer.run, peer.run_heard = peer.run, ask.run, now.boot
-        return False
-
-    def granted(self, peer: Peer, ask: Ask, path: Path, now: Now) -> Answer:
-        for lease in [lease for lease in peer.leases if lease.living and lease.slot in ask.releases]:
-            self.end(lease, now)
-        leases, refusals = self.decide_all(peer, ask, now)
-        for lease in peer.leases:
-            if lease.state is LeaseState.ACTIVE and lease not in leases and not self.may_stay(peer, lease):
-                self.deprecate(lease, now)
-        self.renew_all(peer, leases, ask, path, now)
-        leases += [lease for lease in peer.leases if lease.state is LeaseState.DEPRECATED]
-        answer = self.answer(peer, ask, leases, refusals, now)
-        dev = next((lease.dev for lease in leases if lease.dev in self.guards.sights), None)
-        is_inside = self.links.names.get(path.interface) == dev
-        return replace(answer, **self.guards.told(dev, None if is_inside else path.asked_at)) if dev else answer
-
-    def decide_all(self, peer: Peer, ask: Ask, now: Now) -> tuple[list[Lease], tuple[Refusal, ...]]:
-        """Slot by slot: what one gets is taken before the next is decided."""
-        leases: list[Lease] = []
-        refusals: list[Refusal] = []
-        by: list[tuple[int, str]] = []
-        for want in ask.wants:
-            case = self.case(peer, want, ask, now)
-            verdict = self.decide(case)
-            by.append((want.slot, verdict.by))
-            if isinstance(verdict.outcome, Refusal):
-                refusals.append(verdict.outcome)
-                reason, text = reason_name(verdict.outcome.reason), verdict.outcome.text
-                if peer.pace(GRANTEE_LINES).take(now):
-                    self.out.append(Note(f"refused grantee={peer.agreement.name} slot={want.slot} "
-                                         f"want=/{case.want.prefix.length} reason={reason} why=\"{text}\""))
-            else:
-                leases.append(self.settled(case, verdict.outcome, verdict.by))
-        self.by = tuple(by)
-        return leases, tuple(refusals)
-
-    def settled(self, case: Case, prefix: Prefix, by: str) -> Lease:
-        """The lease of this slot with this prefix: it goes on, or begins."""
-        lease = case.peer.active(case.want.slot)
-        if lease is None or lease.prefix != prefix:
-            lease = self.begin(case, prefix, by)
-        lease.ticket = case.want.ticket if self.is_twins(prefix) else b""
-        return lease
-
-    def may_stay(self, peer: Peer, lease: Lease) -> bool:
-        """Of a slot that the ask does not name."""
-        return self.agreed(peer.agreement, lease.prefix) or bool(self.unsettled.intersection(peer.agreement.pools)) \
-            or (bool(self.site) and lease.by in ("", *self.site))
-
-    def renew_all(self, peer: Peer, leases: Iterable[Lease], ask: Ask, path: Path, now: Now) -> None:
-        seen = (path.host, path.info, ask.source, self.links)
-        same = peer.seen == seen
-        is_soon = now.boot - peer.reached_at < REACH_GAP_S
-        if not same and peer.seen and (is_soon or not peer.pace(GRANTEE_CHANGES).take(now)):
-            same, seen = True, peer.seen                          # it is nudged, and then looked at again
-            self.delayed[peer.key] = (peer.reached_at if is_soon else now.boot) + REACH_GAP_S
-        elif not same:
-            peer.reached_at = now.boot
-        for lease in leases:
-            known = (lease.reach, lease.why) if same and lease.heard else \
-                self.reach(peer, lease.prefix.version, ask, path)
-            self.renew(peer, lease, known, now)
-        for lease in peer.leases if not same else ():
-            if lease.state is LeaseState.DEPRECATED:              # routed to where the grantee is now, until its end
-                lease.reach, lease.why = self.reach(peer, lease.prefix.version, ask, path)
-                self.route(lease)
-                self.save(lease, now)
-        peer.seen = seen
-        peer.hostname = ask.hostname or ""
-
-    def answer(self, peer: Peer, ask: Ask, leases: list[Lease], refusals: tuple[Refusal, ...], now: Now) -> Answer:
-        grants, times = [], (inf, inf)
-        options: dict[str, Any] = {}
-        hour = int(max(0.0, now.wall) // 3600).to_bytes(4, "big")
-        for lease in leases:
-            pool = self.terms(peer.agreement, lease.prefix)
-            left_s = lease.valid_until - now.boot
-            current = lease.state is LeaseState.ACTIVE
-            preferred_s = 0.0
-            if pool is not None and current:
-                times_s, preferred_s = self.times(pool, left_s, now)
-                times = (min(times[0], times_s[0]), min(times[1], times_s[1]))
-                options = both_told(options, pool.options)
-            grants.append(Grant(lease.slot, lease.prefix, current, seconds(preferred_s), seconds(left_s),
-                                self.ticket_of(lease, hour)))
-        grants += self.told_over(peer, ask, {lease.prefix for lease in leases})
-        options = self.site_options(peer, ask, options) if self.site else options
-        return self.plain(ask, Status.OK, grants=tuple(grants), refusals=refusals,
-                          times=(seconds(times[0]), seconds(times[1])) if grants else None, **options)
-
-    @staticmethod
-    def times(pool: Pool, left_s: float, now: Now) -> tuple[tuple[float, float], float]:
-        """(T1, T2) and preferred lifetime of a lease that has this time left: in the pool's proportions."""
-        preferred_s = max(0.0, min(preferred_of(pool, left_s), pool.prefers - now.boot))
-        if left_s > pool.valid_s - 1.0 and pool.prefers == inf:
-            return (pool.renew_s, pool.rebind_s), preferred_s
-        renew_s, rebind_s = (max(1.0, part * preferred_s or FADED_S) for part in (0.5, 0.8))
-        times_s = min(pool.renew_s, renew_s), min(pool.rebind_s, rebind_s)
-        return times_s, preferred_s
-
-    def ticket_of(self, lease: Lease, hour: bytes) -> bytes:
-        """A twin's is passed on; for what is a twin's, we never issue one that is good."""
-        if lease.ticket:
-            return lease.ticket
-        return self.ticket(lease.key, lease.slot, lease.prefix, bytes(4) if self.is_twins(lease.prefix) else hour)
-
-    @staticmethod
-    def told_over(peer: Peer, ask: Ask, told: set[Prefix]) -> list[Grant]:
-        """What the ask names and is over: with no time left, so that it goes at once."""
-        over = {lease.prefix for lease in peer.leases if not lease.living} - told
-        return [Grant(want.slot, want.prefix, False, 0, 0, bytes(TICKET_LEN)) for want in ask.wants
-                if want.prefix in over]
-
-    def site_options(self, peer: Peer, ask: Ask, options: dict[str, Any]) -> dict[str, Any]:
-        """What the site says of the options; what it says wrongly is left out, and logged."""
-        want = ask.wants[0] if ask.wants else Want(0, NOWHERE)
-        asked = self.asked(Case(peer, want, ask, Now(0.0, 0.0)))
-        built, options = options, {}
-        for name in ("before_options", "instead_of_options", "after_options"):
-            if name == "after_options" and "instead_of_options" not in self.site:
-                options = {**options, **built}
-            try:
-                options |= self.site[name](asked, options_shown(options)) if name in self.site else {}
-            except SiteFailure as why:
-                self.out.append(Note(f"handler failed handler={name} grantee={peer.agreement.name} why=\"{why}\""))
-        return options
-
-    def tell_site(self, peer: Peer, answer: dict[str, Any]) -> None:
-        """The site's looking glass: whatever it says, the answer is decided."""
-        ask = Ask(stamp=0, run=b"", wants=())
-        try:
-            self.site["looking_glass"](self.asked(Case(peer, Want(0, NOWHERE), ask, Now(0.0, 0.0))), answer)
-        except SiteFailure:
-            pass                                                  # is logged where it was caught
-
-    # -- time, and what went wrong ---------------------------------------------------
-
-    @property
-    def deadline(self) -> float:
-        recovered = self.recovering_until if self.recovering_until > 0 else inf
-        return min(self.timers[0][0], recovered) if self.timers else recovered
-
-    def woke(self, now: Now) -> list[Effect]:
-        self.out = []
-        if 0 < self.recovering_until <= now.boot:
-            self.recovering_until = -inf
-            self.out += [Save(("recovering",), None), Note("recovered")]
-        for _ in range(AT_ONCE):
-            if not self.timers or self.timers[0][0] > now.boot:
-                break
-            due, _, lease = heapq.heappop(self.timers)
-            if due != lease.due:
-                continue                                          # forgotten, or watched anew
-            lease.due = inf
-            if lease.valid_until > now.boot:
+    def review(self, peers: list[Peer], now: Now) -> Iterator[object]:
+        """Each known peer as things are now: who holds what is no longer agreed, or nothing, is to be nudged."""
+        for peer in peers:
+            self.refresh(peer)
+            is_known = peer.key in self.agreements
+            for lease in peer.living():
+                if is_known:
+                    last = now.boot + max(0.0, peer.agreement.until - now.wall)
+                else:                                             # then a lease for ever ends too
+                    last = now.boot + LINGER_S if lease.valid_until == inf else inf
+                lease.valid_until = min(lease.valid_until, last)
                 self.watch(lease)
-            elif lease.living:
-                self.end(lease, now)
-            else:
-                self.forget(lease)
-        if self.wanted.changed:
-            self.out.append(Install())
+            if not peer.leases and not is_known:
+                del self.peers[peer.key]
+                self.restless.discard(peer.key)
+            active = [lease for lease in peer.leases if lease.state is LeaseState.ACTIVE]
+            if is_known and (not active or not all(self.stays(peer, lease) for lease in active)):
+                self.restless.add(peer.key)
+            yield from active or (None,)                          # so much work it was
+
+    def peer_of(self, key: bytes) -> Peer | None:
+        """None: a stranger."""
+        peer = self.peers.get(key)
+        agreement = self.agreements.get(key)
+        if agreement is None:
+            return None
+        if peer is None:
+            peer = self.peers[key] = Peer(key, agreement)
+        elif peer.agreement is not agreement:
+            self.refresh(peer)
+        return peer
+
+    def refresh(self, peer: Peer) -> None:
+        """Its agreement as it is now."""
+        before, peer.agreement = peer.agreement, self.agreements.get(peer.key, peer.agreement)
+        if before.route == peer.agreement.route:
+            return
+        peer.seen = ()                                            # decide anew how it is reached
+        if peer.agreement.route != "auto":
+            for lease in peer.living():
+                lease.reach, lease.why = configured_reach(peer.agreement.route, lease.prefix.version)
+                self.route(lease)
+
+    def transfer_all(self, now: Now) -> list[Effect]:
+        """What a grantee was leased under a key that it had before is its own."""
+        self.out = []
+        for agreement in self.config.agreements.values():
+            for old in agreement.was:
+                peer, heir = self.peers.get(old), self.peer_of(agreement.key)
+                if peer is not None and heir is not None:
+                    for lease in list(peer.leases):
+                        self.transfer(lease, heir, now)
         return self.out
 
-    def unsaved(self, keys: Collection[Key]) -> None:
-        """These new leases could not be written: they were not promised, and are not held.  What they replaced is."""
-        self.disk_full = True
+    def transfer(self, lease: Lease, heir: Peer, now: Now) -> None:
+        if heir.active(lease.slot) is not None:                   # it has asked under its new key already
+            return
+        self.wanted.forget_record(lease.id)
+        self.disallow(lease)
+        self.peers[lease.key].leases.remove(lease)
+        lease.key = heir.key
+        heir.leases.append(lease)
+        self.save(lease, now)
+        self.route(lease)
+        self.out.append(Note(f"inherited grantee={heir.agreement.name} prefix={lease.prefix}"))
+
+    # -- peers of WireGuard ------------------------------------------------------------
+
+    def saw_peers(self, dev: str, state: WgState | None, made: Mapping[Key, Thing], now: Now) -> list[Effect]:
+        """What `wg` shows of an interface: its peers are grantees; who has gone has no leases."""
         self.out = []
-        for key in keys:
-            peer = self.peers.get(public_key(key[1]))
-            lease = next((lease for lease in peer.living() if lease.id == key), None) if peer else None
-            if peer is None or lease is None:
+        before, known, stale = self.guards.foreign.owners, self.guards.devs, self.guards.is_stale
+        gone = self.guards.sights[dev].see(state, now)
+        self.guards.settle(made, ((self.links.names.get(index, ""), own) for index, own in self.links.addresses))
+        self.agree()
+        for lease in [lease for key in gone if key in self.peers for lease in self.peers[key].living()]:
+            if lease.dev == dev and not self.guards.dev_of(lease.key):
+                self.end(lease, now)
+        owners = self.guards.foreign.owners
+        if owners != before:
+            # What is sent to another peer from now on is of no use to who has it.
+            for prefix, owner in owners.items():
+                if before.get(prefix) == owner:
+                    continue
+                for lease in list(self.stock.overlapping(prefix)):
+                    if lease.living and lease.key != owner and lease.prefix.holds(prefix):
+                        self.end(lease, now)
+                        self.restless.add(lease.key)
+            self.fit_stock()
+            self.begin_review(now)
+        for key, peer in self.peers.items():
+            if not stale and known.get(key) == self.guards.devs.get(key):
                 continue
-            self.forget(lease)
-            self.pay(peer, -1)
-            for old, valid_until in self.undo.get((peer.key, lease.slot), ()):
-                if old.id not in keys and old in peer.leases and self.stock.leased.get(old.prefix) is old:
-                    self.former.pop(old.prefix, None)
-                    self.stock.turn(old, LeaseState.ACTIVE)
-                    old.valid_until = valid_until
-                    self.watch(old)
-                    self.route(old)
-        self.undo.clear()
+            peer.seen = ()                                        # reached anew at its next ask: it is told to
+            ways = {lease.dev if lease.dev in self.guards.known else "" for lease in peer.living()}
+            if peer.agreement.route == "auto" and ways - {self.guards.dev_of(key)}:
+                self.restless.add(key)
+        sight = self.guards.sights[dev]
+        said, sight.said = sight.said, self.guards.told(dev)
+        if said not in (None, sight.said):                        # who has a tunnel there has another one now
+            self.restless |= {lease.key for lease in self.stock.leased.values() if lease.dev == dev}
+        return self.out
+
+    def expect_peers(self) -> None:
+        """At the start: who has leases through an interface was its peer."""
+        for lease in self.stock.leased.values():
+            sight = self.guards.sights.get(lease.dev or "")
+            if sight is not None:
+                sight.expect(lease.key)
+        self.agree()
+
+    def unwatch(self, before: Iterable[str], now: Now) -> list[Effect]:
+        """Interfaces whose peers are not ours to serve any more."""
+        self.out = []
+        dismissed = set(before) - self.guards.sights.keys()
+        for lease in [lease for lease in self.stock.leased.values() if lease.dev in dismissed]:
+            if self.peers[lease.key].agreement.route == "auto":
+                self.end(lease, now)
+                self.restless.add(lease.key)
+            else:
+                self.route(lease)
+        return self.out
+
+    # -- the lease file ----------------------------------------------------------------
 
     def restore(self, leases: list[Lease], now: Now) -> list[Key]:
         """From the lease file, where `valid_until` is the time left.  Of two that overlap the newer one is true."""
@@ -5179,7 +5221,7 @@ class Grantor(Keeper):
             elif lease.living and lease.reach is not None:
                 self.route(lease)
         self.stock.rebuild()
-        self.reviewing, self.reviewed = self.review(list(self.peers.values()), now), False
+        self.begin_review(now)
         return over
 
 
@@ -5415,8 +5457,8 @@ LOOKUP_S: Final = 5.0                    # between two look-ups of a name, while
 class Grantee:
     """Asks one grantor, and holds what it gives.  All of its behaviour is TABLE."""
 
-    def __init__(self, contact: Contact, boot: str, rand: Rand) -> None:
-        self.boot, self.rand = boot, rand
+    def __init__(self, contact: Contact, boot: str, wanted: Wanted, rand: Rand) -> None:
+        self.boot, self.wanted, self.rand = boot, wanted, rand
         self.state = State.SEEKING
         self.held: list[Held] = []
         self.releases: set[int] = set()
@@ -5464,7 +5506,7 @@ class Grantee:
     waits: frozenset[int] = frozenset()                           # ... and in which another's is
     trip_s = inf                                                  # round trip, smoothed
 
-    def number(self, known: Mapping[str, int]) -> list[Effect]:
+    def number(self, known: Mapping[str, int]) -> None:
         """Settle the slots: a line that is gone is released, a new one numbered and written down."""
         known = {**self.slots_held(known), **known}
         busy = {held.slot for held in self.held if held.slot not in known.values()} | self.releases
@@ -5478,10 +5520,13 @@ class Grantee:
         lans = self.lans()
         for held in self.held:
             held.lans = lans.get(held.slot, held.lans)
-        name = self.contact.name
-        return [*(Save(("slot", name, line), None) for line in gone),
-                *(Save(("slot", name, line), {"kind": "slot", "grantor": name, "line": line, "slot": slot})
-                  for line, slot in self.slots.items())]
+        for line in gone:
+            self.wanted.forget_record(("slot", self.contact.name, line))
+        for line, slot in self.slots.items():
+            self.wanted.record({"kind": "slot", "grantor": self.contact.name, "line": line, "slot": slot})
+
+    def save(self, held: Held, now: Now) -> None:
+        self.wanted.record(held.record(self.contact.key, self.boot, now))
 
     def slots_held(self, known: Mapping[str, int]) -> dict[str, int]:
         """What a lost record of a slot must have said: a lease of that family and length is held in it."""
@@ -5565,7 +5610,8 @@ class Grantee:
                    *(held.prefers_until for held in self.held if held.current and not held.faded), inf)
 
     def woke(self, now: Now) -> list[Effect]:
-        effects = self.expire(now) + self.fade(now) + self.show_deprecated(now)
+        effects = self.expire(now) + self.fade(now)
+        self.show_deprecated(now)
         if now.boot >= self.names_at:
             effects += self.look_up(self.changeable(), now)
         return effects + self.step(Event.DUE, now) if now.boot >= self.timer else effects
@@ -5576,19 +5622,17 @@ class Grantee:
         for held in fading:
             held.faded = True
         notes = [Note(f"faded grantor={self.contact.name} slot={held.slot} prefix={held.prefix}") for held in fading]
-        return [*notes, Install(), Hook(self.contact.name, "faded")] if fading else []
+        return [*notes, Hook(self.contact.name, "faded")] if fading else []
 
-    def show_deprecated(self, now: Now) -> list[Effect]:
+    def show_deprecated(self, now: Now) -> None:
         """After a boot, what is deprecated already is preferred on the LAN for a second, and again some times.
 
         A router advertisement daemon that follows addresses (dnsmasq) announces that a prefix is deprecated only if it
         has seen it preferred, and it may start after us: else hosts keep what they had before the boot for hours.
         """
-        due = [held for held in self.held if held.show_at <= now.boot]
-        for held in due:
+        for held in [held for held in self.held if held.show_at <= now.boot]:
             held.shown_until = now.boot + SHOW_S
             held.show_at = now.boot + 2 * (now.boot - self.began) if now.boot - self.began < SHOWN_S else inf
-        return [Install()] if due else []
 
     def prefers_until(self, held: Held) -> float:
         """As its addresses and the hook are told: while a better rank lives, this one is not preferred."""
@@ -5874,13 +5918,14 @@ class Grantee:
         self.former.extend(held.prefix for held in over if held.prefix not in self.former)
         if not any(held.current for held in self.held) and self.state in (State.BOUND, State.RENEWING, State.REBINDING):
             self.enter(State.SEEKING, max(now.boot, min(self.again.values(), default=now.boot)))
-        effects: list[Effect] = [Save(held.id(self.contact.key), None) for held in over]
+        for held in over:
+            self.wanted.forget_record(held.id(self.contact.key))
         notes = [Note(f"lost grantor={self.contact.name} slot={held.slot} prefix={held.prefix}") for held in over]
         removed = {held.slot for held in over} - set(self.slots.values()) - {held.slot for held in self.held}
         if removed:
             self.releases |= removed
             self.timer = now.boot
-        return [*effects, *notes, Install(), Hook(self.contact.name, "lost")]
+        return [*notes, Hook(self.contact.name, "lost")]
 
     def to_lend(self, slot: int | None, give: Iterable[int]) -> Held | None:
         """The lease out of which a pool gives prefixes of these lengths: confirmed, and current."""
@@ -5932,16 +5977,16 @@ class Grantee:
             drifted = abs(held.valid_until - held.saved_until) >= worth_s
             if held.saved_until == -inf or event == "bound" or (drifted and self.saves.take(now)):
                 held.saved_until = held.valid_until
-                effects.append(Save(held.id(self.contact.key), held.record(self.contact.key, self.boot, now)))
+                self.save(held, now)
         if self.state is State.RELEASED and event == "renewed":
-            return [*effects, Install()]                          # it has taken note
+            return effects                                        # it has taken note
         if event == "bound":
             effects += [Note(f"{'bound' if held.current else 'deprecated'} grantor={self.contact.name} "
                              f"slot={held.slot} prefix={held.prefix} valid={seconds(held.valid_until - now.boot)}")
                         for held in self.held]
         if event in ("renewed", "rebound") and not self.hooks.take(now):
-            return [*effects, Install()]
-        return [*effects, Install(), Hook(self.contact.name, event)]
+            return effects
+        return [*effects, Hook(self.contact.name, event)]
 
     # -- actions: one verb each, named in TABLE ------------------------------------------
 
@@ -6813,10 +6858,11 @@ class Proxy:
         return sorted(set(found)) if len(found) <= 2 * most else None
 
 
-# ==== ROLES =========================================================== pure ====
+# ==== NODE ============================================================ pure ====
 #
-# Both roles side by side: what each is to know of the other, of the links and of the
-# ways, and what they want of the kernel together.
+# Both roles side by side, their sessions and their leases: what each is to know of the other, of the
+# links and of the ways, and what they want of the kernel together.  `received` a datagram, `woke` at
+# the deadline, `compose` an ask, `resolved` a name; after each, `follow`.
 
 
 def ula_of(secret: bytes, pool: str) -> Prefix:
@@ -6833,8 +6879,58 @@ def no_route(_: Prefix) -> Route | None:
 Aim = tuple[str, str]                    # what is reached, and of which grantor
 
 
-class Roles:
-    """A grantor and grantees in one process."""
+def expect(cls: type[T], message: Message) -> T:
+    if not isinstance(message, cls):
+        raise Drop("message of the other role")
+    return message
+
+
+class LastRun(NamedTuple):
+    """How the program ended last time."""
+
+    clean: bool
+    boot: str
+    at: float
+    epoch: int
+    wall: float = 0.0
+
+
+def aged(lease: Lease, run: LastRun, elapsed_s: float) -> Lease:
+    """With the time that it has left.  elapsed_s: since the last run ended or, if that crashed, began.
+
+    After a crash that is its full lifetime, but for what is known to have passed: it was not renewed in the last run.
+    A deprecated lease only counts down, from what is on file.
+    """
+    if run.clean:
+        lease.valid_until -= elapsed_s
+    elif lease.living:
+        full = lease.valid_until if lease.state is LeaseState.DEPRECATED else lease.valid_s
+        lease.valid_until = full if lease.epoch >= run.epoch else full - elapsed_s
+    return lease
+
+
+def run_of(record: Record) -> LastRun:
+    """KeyError, TypeError or ValueError if the record is none."""
+    run = LastRun(bool(record["clean"]), str(record["boot"]), float(record["at"]), int(record["epoch"]),
+                  float(record.get("wall", 0)))
+    if not (0 <= run.at < 2**40 and 0 <= run.epoch < MAX_EPOCH and 0 <= run.wall < 2**40):
+        raise ValueError("a number is out of bounds")
+    return run
+
+
+READ_RECORD: Final[dict[str, Callable[[Record, str, Now], Any]]] = {
+    "granted":    lambda record, _boot, _now: lease_of(record),
+    "held":       lambda record, boot, now: (public_key(record["key"]), held_of(record, boot, now)),
+    "slot":       lambda record, _boot, _now: (str(record["grantor"]), str(record["line"]),
+                                               whole(0, 255)(str(record["slot"]))),
+    "made":       lambda record, _boot, _now: made_of(record),
+    "recovering": lambda record, _boot, _now: float(whole(0, FOREVER)(str(record["left"]))),
+    "run":        lambda record, _boot, _now: run_of(record),
+}
+
+
+class Node:
+    """All that ddpd decides: a grantor and grantees in one process."""
 
     def __init__(self, config: Config, secret: bytes, boot: str, rand: Rand) -> None:
         self.config, self.boot, self.rand = config, boot, rand
@@ -6842,7 +6938,7 @@ class Roles:
         self.run = rand(8)
         self.wanted = Wanted()
         self.held_keys, self.guard_keys = set[Key](), set[Key]()  # what of `wanted` the grantees want; the grantor
-        self.made: dict[Key, Thing] = {}                          # what carries no mark in the kernel
+        self.made: dict[Key, Unmarked] = {}                       # what carries no mark in the kernel
         self.duplicates: dict[Key, float] = {}                    # our addresses that others have: when to try again
         self.route_around: Callable[[Prefix], Route | None] = no_route          # a route of others that holds a prefix
         self.left: list[Prefix] = []                              # of leases of which the lease file is lost
@@ -6859,7 +6955,6 @@ class Roles:
         self.next_nudge = -inf
         self.turn = -inf                                          # what is heard at this moment is heard in one go
         self.decided: Counter[bytes] = Counter()                  # slots in it, by grantee
-        self.numbered: list[Effect] = []                          # slots to be written down at the start
         self.outdated: list[Key] = []                             # in the lease file, and no longer true
         self.secret = secret
         self.found, self.lent = dict[str, list[Address]](), set[Prefix]()     # see `assume`; to pools, from above
@@ -6871,7 +6966,7 @@ class Roles:
     def add_grantees(self, config: Config) -> None:
         for index, contact in enumerate(config.contacts):
             if contact.name not in self.grantees:
-                self.grantees[contact.name] = Grantee(contact, self.boot, self.rand)
+                self.grantees[contact.name] = Grantee(contact, self.boot, self.wanted, self.rand)
                 self.initiators[contact.name] = Initiator(self.s, contact.key, self.rand)
             grantee = self.grantees[contact.name]
             if grantee.contact.default != contact.default:
@@ -6908,7 +7003,7 @@ class Roles:
         if wire.dev:
             self.wanted.put(route)
         else:
-            self.wanted.take(thing_key(route))
+            self.wanted.take(route.id)
 
     # -- pools that move -------------------------------------------------------------
 
@@ -6974,7 +7069,7 @@ class Roles:
                 self.lent.discard(prefix)
             elif not held[prefix].current:
                 self.grantor.bound(prefix, held[prefix].valid_until, now)
-        return [*self.grantor.out, *([Install()] if self.wanted.changed else ())]
+        return self.grantor.out
 
     def follow(self, now: Now) -> list[Effect]:
         """After leases of ours, or links, may have changed: who is preferred, what the kernel gets, where pools are."""
@@ -7031,7 +7126,7 @@ class Roles:
                 grantee.target, grantee.way = target, way
             grantee.reaches = self.default_of(grantee)
         self.want_grantees()
-        return [*effects, *([Install()] if self.wanted.changed else [])]
+        return effects
 
     def leased_here(self) -> list[Prefix]:
         """All that the grantors have given to this node, or gave before the lease file was lost."""
@@ -7065,11 +7160,12 @@ class Roles:
         found = self.with_source(way, parse_host(place.host), old)
         return found.source if found is not None else ""
 
-    def adopt_left(self, things: Mapping[Key, Thing], prefixes: Iterable[Prefix]) -> list[Effect]:
+    def adopt_left(self, things: Mapping[Key, Unmarked], prefixes: Iterable[Prefix]) -> None:
         """The lease file is lost, not what it said of the kernel.  prefixes: of the leases that were installed."""
         self.made |= things
         self.left = list(prefixes)
-        return [Save(key_of(made_record(thing)), made_record(thing)) for thing in things.values()]
+        for thing in things.values():
+            self.wanted.record(thing.record())
 
     def adopt(self, installed: Iterable[Thing]) -> None:
         """A restart is no outage: the default routes that are there stay until the way is known."""
@@ -7142,7 +7238,7 @@ class Roles:
                 grantee.waits = grantee.waits - {version} | ({version} if name in living.keys() - leading else set())
                 if waited != (version in grantee.waits):
                     what = "preferred" if waited else "waits"
-                    effects += [Note(f"ranked grantor={name} IPv{version}={what}"), Install(), Hook(name, "ranked")]
+                    effects += [Note(f"ranked grantor={name} IPv{version}={what}"), Hook(name, "ranked")]
         return effects
 
     def want_grantees(self) -> None:
@@ -7151,77 +7247,17 @@ class Roles:
     def want_guards(self) -> None:
         """Decided at the start, and at a reload: what others make, take away and make again stays theirs."""
         self.guard_keys = self.want(self.guard_keys, self.grantor.guards.things(
-            lambda dev: bool(self.links.index(dev)) and thing_key(Interface(dev)) not in self.made))
+            lambda dev: bool(self.links.index(dev)) and Interface(dev).id not in self.made))
 
     def want(self, before: set[Key], now_wanted: Iterable[Thing]) -> set[Key]:
         """These, and no longer what was before.  What is made of WireGuard from now on has our present key."""
-        things = {thing_key(thing): thing._replace(own=self.s.public) if isinstance(thing, Interface) and thing.secret
+        things = {thing.id: thing._replace(own=self.s.public) if isinstance(thing, Interface) and thing.secret
                   else thing for thing in now_wanted}
         for key in before - things.keys():
             self.wanted.take(key)
         for thing in things.values():
             self.wanted.put(thing)
         return set(things)
-
-
-# ==== NODE ============================================================ pure ====
-#
-# Both roles, their sessions and their leases behind four verbs: `received` a
-# datagram, `woke` at the deadline, `compose` an ask, `resolved` a name.
-
-
-def expect(cls: type[T], message: Message) -> T:
-    if not isinstance(message, cls):
-        raise Drop("message of the other role")
-    return message
-
-
-class LastRun(NamedTuple):
-    """How the program ended last time."""
-
-    clean: bool
-    boot: str
-    at: float
-    epoch: int
-    wall: float = 0.0
-
-
-def aged(lease: Lease, run: LastRun, elapsed_s: float) -> Lease:
-    """With the time that it has left.  elapsed_s: since the last run ended or, if that crashed, began.
-
-    After a crash that is its full lifetime, but for what is known to have passed: it was not renewed in the last run.
-    A deprecated lease only counts down, from what is on file.
-    """
-    if run.clean:
-        lease.valid_until -= elapsed_s
-    elif lease.living:
-        full = lease.valid_until if lease.state is LeaseState.DEPRECATED else lease.valid_s
-        lease.valid_until = full if lease.epoch >= run.epoch else full - elapsed_s
-    return lease
-
-
-def run_of(record: Record) -> LastRun:
-    """KeyError, TypeError or ValueError if the record is none."""
-    run = LastRun(bool(record["clean"]), str(record["boot"]), float(record["at"]), int(record["epoch"]),
-                  float(record.get("wall", 0)))
-    if not (0 <= run.at < 2**40 and 0 <= run.epoch < MAX_EPOCH and 0 <= run.wall < 2**40):
-        raise ValueError("a number is out of bounds")
-    return run
-
-
-READ_RECORD: Final[dict[str, Callable[[Record, str, Now], Any]]] = {
-    "granted":    lambda record, _boot, _now: lease_of(record),
-    "held":       lambda record, boot, now: (public_key(record["key"]), held_of(record, boot, now)),
-    "slot":       lambda record, _boot, _now: (str(record["grantor"]), str(record["line"]),
-                                               whole(0, 255)(str(record["slot"]))),
-    "made":       lambda record, _boot, _now: made_of(record),
-    "recovering": lambda record, _boot, _now: float(whole(0, FOREVER)(str(record["left"]))),
-    "run":        lambda record, _boot, _now: run_of(record),
-}
-
-
-class Node(Roles):
-    """All that ddpd decides."""
 
     # -- datagrams -------------------------------------------------------------------
 
@@ -7249,10 +7285,10 @@ class Node(Roles):
             if cookie is not None:
                 self.counters["sent_cookie"] += 1
                 return [Send(cookie, path)]
-            answer = self.grantor.plain(ask, Status.STALE)
+            answer = plain_answer(ask, Status.STALE)
             self.counters["sent_stale"] += 1
         else:
-            answer, effects = self.grantor.heard(peer, ask, path, now)
+            answer, effects = self.grantor.handle_ask(peer, ask, path, now)
             self.counters["sent_answer"] += 1
         stale = answer.status == Status.STALE
         fitting = self.looked_at(peer, plain, answer, datagram, now)
@@ -7278,7 +7314,7 @@ class Node(Roles):
             peer.live, peer.stamp, session.peer = session, session.peer.stamp, peer
         ask = expect(Ask, decode(plain))
         self.take_turn(peer, ask, now)
-        answer, effects = self.grantor.heard(peer, ask, path, now)
+        answer, effects = self.grantor.handle_ask(peer, ask, path, now)
         peer.stamp, peer.path, peer.session, peer.nudged = max(peer.stamp, ask.stamp), path, session, 0
         self.counters["sent_sealed"] += 1
         fitting = self.looked_at(peer, plain, answer, datagram, now)
@@ -7351,7 +7387,7 @@ class Node(Roles):
         grantee = self.grantees[name]
         grantee.heard(now.boot - sent_at)
         effects = grantee.answered(ask, answer, sent_at, now, lambda prefix: self.taken(name, prefix))
-        effects = self.believe(name) + effects
+        self.believe(name)
         effects += self.follow(now)
         more = answer.need is not None and self.initiators[name].size > room
         return [*effects, Call(name)] if more else effects        # what did not fit is worth a longer ask
@@ -7366,8 +7402,7 @@ class Node(Roles):
     def resolved(self, name: str, host: str, paths: tuple[Path, ...], now: Now) -> list[Effect]:
         grantee = self.grantees.get(name)
         effects = grantee.resolved(host, paths, now) if grantee else []
-        effects += self.follow(now)
-        return [*effects, *([Install()] if self.wanted.changed else [])]
+        return effects + self.follow(now)
 
     # -- time ------------------------------------------------------------------------
 
@@ -7379,7 +7414,7 @@ class Node(Roles):
                    *(grantee.deadline for grantee in self.grantees.values()), inf)
 
     def woke(self, now: Now) -> list[Effect]:
-        effects = self.grantor.woke(now) if self.grantor.deadline <= now.boot else []
+        effects = self.grantor.on_timer(now) if self.grantor.deadline <= now.boot else []
         due = [grantee for grantee in self.grantees.values() if grantee.deadline <= now.boot]
         for grantee in due:
             effects += grantee.woke(now)
@@ -7387,7 +7422,6 @@ class Node(Roles):
             effects += self.follow(now)
         if not self.grantor.reviewed:
             self.grantor.go_on()
-            effects += [Install()] if self.wanted.changed else []
         return effects + self.nudge(now)
 
     def nudge(self, now: Now) -> list[Effect]:
@@ -7424,8 +7458,7 @@ class Node(Roles):
 
     def saw_peers(self, dev: str, state: WgState | None, now: Now) -> list[Effect]:
         """What `wg` shows of one of the interfaces whose peers are grantees."""
-        effects = self.grantor.saw_peers(dev, state, self.made, now)
-        return [*effects, *([Install()] if self.wanted.changed else []), *self.nudge(now)]
+        return self.grantor.saw_peers(dev, state, self.made, now) + self.nudge(now)
 
     # -- the operator ----------------------------------------------------------------
 
@@ -7437,10 +7470,10 @@ class Node(Roles):
         return effects + self.follow(now)
 
     def revoke(self, peer: Peer, slot: int | None, now: Now) -> list[Effect]:
-        return [*self.grantor.revoke(peer, slot, now), Install(), *self.nudge(now)]
+        return self.grantor.revoke(peer, slot, now) + self.nudge(now)
 
     def forgive(self, peer: Peer, slot: int | None, now: Now) -> list[Effect]:
-        return [*self.grantor.forgive(peer, slot, now), *self.nudge(now)]
+        return self.grantor.forgive(peer, slot, now) + self.nudge(now)
 
     def dismissed(self, config: Config) -> list[Grantee]:
         """Whose grantors this configuration does not name, or names with another key."""
@@ -7452,16 +7485,17 @@ class Node(Roles):
         known = {name: dict(grantee.slots) for name, grantee in self.grantees.items()}
         effects: list[Effect] = []
         for grantee in self.dismissed(config):
-            effects += [Save(held.id(grantee.contact.key), None) for held in grantee.held]
+            for held in grantee.held:
+                self.wanted.forget_record(held.id(grantee.contact.key))
             del self.grantees[grantee.contact.name], self.initiators[grantee.contact.name]
         self.config, self.responder.load = config, config.load
         self.add_grantees(config)
         for name, grantee in self.grantees.items():
-            effects += grantee.number(known.get(name, {}))
+            grantee.number(known.get(name, {}))
             for held in grantee.held:
                 if held.current and held.slot not in grantee.slots.values():
                     grantee.deprecate(held, now)
-                    effects.append(Save(held.id(grantee.contact.key), held.record(grantee.contact.key, self.boot, now)))
+                    grantee.save(held, now)
             if grantee.state is not State.RELEASED:
                 effects += grantee.step(Event.NUDGED, now)
         effects += self.rank()
@@ -7470,10 +7504,10 @@ class Node(Roles):
         self.grantor.guards.configure(config.guards)
         self.want_guards()
         effects += self.settle_pools(now, anew=True)
-        effects += self.grantor.unwatch(watched, now) + self.grantor.inherit(now)
+        effects += self.grantor.unwatch(watched, now) + self.grantor.transfer_all(now)
         self.add_proxies(config)
         self.grantor.go_on()
-        return [*effects, Install(), *self.nudge(now)]
+        return effects + self.nudge(now)
 
     # -- the lease file ----------------------------------------------------------------
 
@@ -7496,16 +7530,16 @@ class Node(Roles):
             # Of another boot nothing is there any more.  But wg-quick, told to save what it finds (SaveConfig), has
             # saved what we had made on its interface, and made it again.
             if run.boot == self.boot or isinstance(thing, WgPeer | AllowedIp):
-                self.made[thing_key(thing)] = thing
+                self.made[thing.id] = thing
             else:
-                self.outdated.append(key_of(made_record(thing)))
+                self.outdated.append(key_of(thing.record()))
         if found["recovering"]:
             self.grantor.recovering_until = now.boot + found["recovering"][-1]
         for grantee in self.grantees.values():
             key = grantee.contact.key
             grantee.held = [held for at, held in found["held"] if at == key and held is not None]
             known = {line: slot for at, line, slot in found["slot"] if at == grantee.contact.name}
-            self.numbered += grantee.number(known)
+            grantee.number(known)
         self.want_grantees()
         return damage
 
@@ -7541,7 +7575,7 @@ class Node(Roles):
             for line, slot in grantee.slots.items():
                 yield {"kind": "slot", "grantor": name, "line": line, "slot": slot}
         for thing in self.made.values():
-            yield made_record(thing)
+            yield thing.record()
         left = self.grantor.recovering_until - now.boot
         if left > 0:
             yield {"kind": "recovering", "left": seconds(left)}
@@ -7549,40 +7583,41 @@ class Node(Roles):
     def assume(self, grantor: str, dev: str) -> list[Effect]:
         """With no lease file: what is on the tunnel to a grantor may be what that gave (as wg-dynamic has it)."""
         grantee = self.grantees[grantor]
-        self.numbered += grantee.number({})
+        grantee.number({})
         found = [Address(dev, own) for index, own in self.links.addresses
                  if self.links.names.get(index) == dev and own.is_address and not is_nobodys(own)]
         self.found[grantor] = grantee.assume(found)
         return [Note(f"found grantor={grantor} address={thing.address.host} on={dev}: asks whether it is leased")
                 for thing in self.found[grantor]]
 
-    def believe(self, grantor: str) -> list[Effect]:
+    def believe(self, grantor: str) -> None:
         """What was found is ours, if it is held still, now that somebody has answered."""
         held = {held.prefix for held in self.grantees[grantor].held}
         things = [thing for thing in self.found.get(grantor, ()) if thing.address in held]
         if any(held.found for held in self.grantees[grantor].held):
-            return []
+            return
         self.found.pop(grantor, None)
-        self.made |= {thing_key(thing): thing for thing in things}
-        return [Save(key_of(made_record(thing)), made_record(thing)) for thing in things]
+        for thing in things:
+            self.made[thing.id] = thing
+            self.wanted.record(thing.record())
 
     def start(self, now: Now) -> list[Effect]:
         self.first_stamp = max(self.first_stamp, int(now.wall * 1e6))
         for grantee in self.grantees.values():
             if not grantee.slots:
-                self.numbered += grantee.number({})
+                grantee.number({})
             if any(held.current for held in grantee.held):
                 grantee.enter(State.RENEWING, now.boot)
                 grantee.t2_at = now.boot + REBIND_S
         self.grantor.expect_peers()
         self.want_guards()
-        self.numbered += self.grantor.inherit(now)
+        effects = self.grantor.transfer_all(now)
         self.rank()
         self.want_grantees()
         self.lent = {held.prefix for grantee in self.grantees.values() for held in grantee.held}
-        self.numbered += self.settle_pools(now, anew=True)
+        effects += self.settle_pools(now, anew=True)
         self.add_proxies(self.config)
-        return [*self.numbered, Install(), *(Hook(name, "started") for name in self.grantees)]
+        return [*effects, *(Hook(name, "started") for name in self.grantees)]
 
 
 # ==== DOOR =========================================================== pure ====
@@ -7724,7 +7759,7 @@ def through_door(node: Node, peer: Peer, message: bytes, path: Path, now: Now) -
         ask = door_wants(peer, asked, max(0, peer.stamp))
     except DoorError as why:
         return door_refusal(why.number, str(why)), []
-    answer, effects = node.grantor.heard(peer, ask, path, now)
+    answer, effects = node.grantor.handle_ask(peer, ask, path, now)
     node.look_at(peer, encode(ask), answer, now)
     return door_answer(asked, answer, now), effects
 
@@ -8073,7 +8108,9 @@ def nested_text(said: Mapping[str, Any], indent: str = "") -> Iterator[str]:
 
 def explained_text(said: Mapping[str, Any]) -> str:
     lines = [f"{said['grantee']} asks {said['want']} in slot {said['slot']}"]
-    lines += table("", [[step["handler"], step["says"], step["asks"]] for step in said["steps"]])
+    answers = {"goes on": "no", "decides": "yes"}                 # to what a handler of ours asks
+    lines += table("", [[step["handler"], step["asks"], answers[step["says"]] if step["asks"].endswith("?")
+                         else step["says"]] for step in said["steps"]])
     if "refused" in said:
         again = lasting(said["again"])
         return "\n".join([*lines, f"answer: refused {said['refused']} ({said['text']}), again in {again}"])
@@ -8766,7 +8803,7 @@ def load_main(path: str) -> Config:
 
 
 HOOK_NAMES: Final = {"looking_glass"} | {f"{when}_{stage}" for when in ("before", "instead_of", "after")
-                                         for stage in (*Decider.STAGES, "options")}
+                                         for stage in (*Grantor.STAGES, "options")}
 
 
 LIKE_HOOKS: Final = ("befor", "instead", "after", "looking")
@@ -8955,6 +8992,7 @@ class Store:
         self.file = LeaseFile()
         self.fd = -1                     # -1: what is on disk is not ours to change; `rewrite` first
         self.lock = -1
+        self.is_full = False             # there is no room for new leases
         self.why_not = ""                # nothing can be written there, not even a lock
         self.retry_at = inf
 
@@ -9017,7 +9055,7 @@ class Store:
             fd = self.write_lines(self.path, lines)
         if self.fd >= 0:
             os.close(self.fd)
-        self.fd, self.file, self.retry_at = fd, file, inf
+        self.fd, self.file, self.retry_at, self.is_full = fd, file, inf, False
         sync_folder(self.path)
 
     @staticmethod
@@ -9033,12 +9071,33 @@ class Store:
             raise
         return fd
 
+    def reserve(self, wanted: int, now: Now) -> None:
+        """Blank lines ahead of what will be promised: a full disk refuses a new lease before it is decided."""
+        more = wanted + RESERVED_LINES - len(self.file.blanks)
+        self.retry_at = inf
+        if more <= 0:
+            self.is_full = False
+            return
+        offset, data = self.file.grown(more)
+        try:
+            write_all(self.fd, data, offset)
+            self.file.add_blanks(more)
+            self.is_full = False
+        except OSError as why:
+            log.limited("disk", "cannot write %s: %s", self.path, why.strerror)
+            self.is_full = len(self.file.blanks) < wanted + RESERVED_LINES // 2
+            self.retry_at = now.boot + RETRY_DISK_S
+            with suppress(OSError):                               # as it was
+                write_all(self.fd, b"]\n", offset)
+                os.ftruncate(self.fd, offset + 2)
+
     def save(self, changes: Mapping[Key, Record | None], now: Now) -> bool:
         """Write and flush; False if that cannot be done now."""
         if not changes:
             return True
         if self.fd < 0:
             return False
+        self.reserve(len(changes), now)
         first, after = self.file.batch(changes)
         try:
             for offset, data in first:
@@ -9278,6 +9337,18 @@ def place_of(dev: str, address: Prefix) -> Key:
 ThingLine = tuple[Thing, str]            # what is made or unmade, and the words of `ip` that do it
 
 
+class Failure(NamedTuple):
+    """A command that failed."""
+
+    thing: Thing
+    line: str
+    why: str
+
+    def __str__(self) -> str:
+        program = "wg" if isinstance(self.thing, WgThing) else f"ip -{self.thing.version}"
+        return f"command=\"{program} {self.line}\" why=\"{self.why}\""
+
+
 class Kernel:
     """`ip` to change, netlink to look."""
 
@@ -9336,7 +9407,7 @@ class Kernel:
         before = self.installed
         neighbours = self.neighbours(made.values())
         found += [thing for thing in made.values() if thing in neighbours]
-        self.installed = {thing_key(thing): thing for thing in found if thing is not None}
+        self.installed = {thing.id: thing for thing in found if thing is not None}
         self.read_peers(made.values())
         there = self.addresses()
         self.taken = [key for key, thing in made.items() if self.is_taken(thing)]
@@ -9349,9 +9420,9 @@ class Kernel:
         """Those of our preferences, whoever has made them."""
         return {rule for _, body in self.dump("rule") if (rule := rule_of(body, self.mark)) is not None}
 
-    def left_behind(self) -> dict[Key, Thing]:
+    def left_behind(self) -> dict[Key, Unmarked]:
         """What an earlier ddpd has made, if nothing is on record."""
-        return {thing_key(thing): thing for thing in left_behind(self.installed.values(), self.links, self.rules())}
+        return {thing.id: thing for thing in left_behind(self.installed.values(), self.links, self.rules())}
 
     def strays(self, made: Mapping[Key, Thing]) -> dict[Key, Address]:
         """Addresses that we have made on an interface which has another name now, as they are called there."""
@@ -9463,19 +9534,23 @@ class Kernel:
         old, self.routes = self.routes, self.routes_of_others()
         old.close()
 
-    def run(self, lines: list[ThingLine]) -> dict[int, str]:
+    def remove(self, things: Iterable[Thing]) -> list[Failure]:
+        return self.run([(thing, line) for thing in things for line in thing.delete_lines(self.mark)])
+
+    def run(self, lines: list[ThingLine]) -> list[Failure]:
         """Which failed, and why."""
         failed: dict[int, str] = {}
         for version in WIDTH:
-            mine = [n for n, (thing, _) in enumerate(lines) if version_of(thing) == version]
+            mine = [n for n, (thing, _) in enumerate(lines) if isinstance(thing, IpThing) and thing.version == version]
             try:
-                if mine and not self.run_batch(lines, mine, failed):
-                    said = {n: self.run_one(*lines[n]) for n in mine}
+                if mine and not self.run_batch(version, lines, mine, failed):
+                    said = {n: self.run_one(version, *lines[n]) for n in mine}
                     failed |= {n: why for n, why in said.items() if why}
             except OSError as why:
                 failed |= dict.fromkeys(mine, str(why))
-        return failed | self.run_wg([(n, thing, line.split()[1] == "add") for n, (thing, line) in enumerate(lines)
-                                     if isinstance(thing, WgThing)])
+        failed |= self.run_wg([(n, thing, line.split()[1] == "add") for n, (thing, line) in enumerate(lines)
+                               if isinstance(thing, WgThing)])
+        return [Failure(*lines[n], why) for n, why in sorted(failed.items())]
 
     def run_wg(self, changes: list[tuple[int, WgThing, bool]]) -> dict[int, str]:
         """(number, what, is it added?)"""
@@ -9494,19 +9569,19 @@ class Kernel:
         try:
             if not added:
                 return run_command(["ip", "link", "del", "dev", thing.dev], "") if self.links.index(thing.dev) else ""
-            before = self.installed.get(thing_key(thing))
+            before = self.installed.get(thing.id)
             self.tables.texts.pop(thing.dev, None)                # its key and port may be others
             return make_tunnel(thing, bool(self.links.index(thing.dev))) or \
                 set_tunnel(thing, before if isinstance(before, Interface) else None)
         except OSError as why:
             return str(why)
 
-    def run_one(self, thing: Thing, line: str) -> str:
+    def run_one(self, version: int, thing: Thing, line: str) -> str:
         if self.busybox and isinstance(thing, Neighbour):
             return self.set_neighbour(thing, RTM_DELETED if line.startswith("neigh del") else 0)
         if self.busybox and isinstance(thing, Route) and thing.source is not None:
             return self.set_route(thing, thing.source, RTM_DELETED if line.startswith("route del") else 0)
-        return run_command(["ip", f"-{version_of(thing)}", *line.split()], "")
+        return run_command(["ip", f"-{version}", *line.split()], "")
 
     def set_neighbour(self, thing: Neighbour, deleted: int) -> str:
         """BusyBox's `ip` can only show them."""
@@ -9533,11 +9608,11 @@ class Kernel:
         body += attribute(RTA_METRICS, attribute(RTAX_MTU, route.mtu.to_bytes(4, byteorder))) if route.mtu else b""
         return self.tell(RTM["route"] + deleted, NLM_F_ONE if deleted else NLM_F_REPLACE, body)
 
-    def run_batch(self, lines: list[ThingLine], mine: list[int], failed: dict[int, str]) -> bool:
+    def run_batch(self, version: int, lines: list[ThingLine], mine: list[int], failed: dict[int, str]) -> bool:
         """All at once.  False if they have to be run one by one: BusyBox has no -batch, a parse error ends one."""
         if self.busybox:
             return False
-        said = run_command(["ip", f"-{version_of(lines[mine[0]][0])}", "-force", "-batch", "-"],
+        said = run_command(["ip", f"-{version}", "-force", "-batch", "-"],
                            "".join(lines[n][1] + "\n" for n in mine))
         found = {mine[n]: why for n, why in failed_lines(said)}
         failed |= found
@@ -10492,7 +10567,7 @@ class Doors:
         said = [(door, caller, message) for door, caller in self.callers() if caller.sock in readable
                 and not caller.unsent and (message := door.hear(caller))]
         if said:
-            daemon.perform(daemon.meet(now))                      # whose address is it at this moment?
+            daemon.converge(daemon.meet(now))                      # whose address is it at this moment?
             self.answer(said, daemon, now)
         for door, caller in self.callers():
             if caller.until <= now.boot or (caller.unsent and not door.send(caller)):
@@ -10505,16 +10580,16 @@ class Doors:
     @staticmethod
     def answer(said: list[tuple[Door, Caller, bytes]], daemon: Daemon, now: Now) -> None:
         """What is said by somebody who is no peer, or no grantee, is not answered."""
-        answered: list[tuple[Caller, list[Effect]]] = []
+        answered: list[tuple[Caller, Peer, list[Effect]]] = []
         for door, caller, message in said:
             peer = daemon.caller(door.dev, caller.path)
             caller.until = now.boot + DOOR_S if peer is not None else -inf
             if peer is not None:
                 caller.unsent, effects = through_door(daemon.node, peer, message, caller.path, now)
-                answered.append((caller, effects))
-        lost = daemon.perform([effects for _, effects in answered])
-        for caller, effects in answered:
-            if any(isinstance(save, Save) and save.promise and save.key in lost for save in effects):
+                answered.append((caller, peer, effects))
+        lost = daemon.converge([effects for _, _, effects in answered])
+        for caller, peer, _ in answered:
+            if any(key[1] == show_key(peer.key) for key in lost):
                 caller.unsent = door_refusal(UNAVAILABLE, "cannot write the lease file")
 
 
@@ -10563,31 +10638,35 @@ class Installer(Talker):
         self.kernel.read_peers(new)
         others = self.kernel.neighbours(new)
         ready = [thing for thing in new if self.may_make(thing, others)
-                 and self.node.duplicates.get(thing_key(thing), -inf) <= now.boot]
-        mark = self.kernel.mark
+                 and self.node.duplicates.get(thing.id, -inf) <= now.boot]
         recorded = self.recorded(ready, now)
-        lines: list[ThingLine] = [(thing, line) for thing in recorded if thing_key(thing) in self.node.duplicates
-                                  and self.kernel.has(thing) for line in delete_lines(thing, mark)]
-        lines += [(thing, add_line(thing, mark, now)) for thing in recorded]
         for thing in ready:
             if isinstance(thing, Address) and thing.address == DOOR_ADDRESS:
                 make_unicast(thing.dev)
-        self.note_made(self.kernel.run(lines), lines)
-        return {thing_key(thing) for thing in ready if self.kernel.installed.get(thing_key(thing)) != thing}
+        self.kernel.remove(thing for thing in recorded if thing.id in self.node.duplicates and self.kernel.has(thing))
+        failed = {}
+        for failure in self.kernel.run([(thing, thing.add_line(self.kernel.mark, now)) for thing in recorded]):
+            failed[failure.thing.id] = failure
+            log.limited("install", "cannot install %s", failure)
+        for thing in recorded:
+            if thing.id not in failed:
+                if isinstance(thing, Interface) and thing.id not in self.kernel.installed:
+                    log.info("made interface=%s", thing.dev)
+                self.kernel.installed[thing.id] = thing
+        return {thing.id for thing in ready if self.kernel.installed.get(thing.id) != thing}
 
     def unmake(self, gone: list[Thing]) -> set[Key]:
         """Take it away; what the kernel has all the same stays ours, and is tried again."""
-        lines: list[ThingLine] = [(thing, line) for thing in gone for line in delete_lines(thing, self.kernel.mark)]
-        failed = self.kernel.run(lines)
-        doubtful = {thing_key(lines[n][0]) for n in failed}
-        for key in {thing_key(thing) for thing in gone} - doubtful:
+        failed = self.kernel.remove(gone)
+        doubtful = {failure.thing.id for failure in failed}
+        for key in {thing.id for thing in gone} - doubtful:
             self.kernel.installed.pop(key, None)
         if doubtful:
             self.see_again(all_of_it=True)
         left = doubtful & self.kernel.installed.keys()
-        for n, why in failed.items():
-            if thing_key(lines[n][0]) in left:
-                log.limited("install", "cannot remove command=\"%s\" why=\"%s\"", lines[n][1], why)
+        for failure in failed:
+            if failure.thing.id in left:
+                log.limited("install", "cannot remove %s", failure)
         return left
 
     def see_again(self, all_of_it: bool = False) -> None:
@@ -10600,15 +10679,15 @@ class Installer(Talker):
 
     def recorded(self, new: list[Thing], now: Now) -> list[Thing]:
         """What carries no mark in the kernel is written down before it is made; what cannot be is not made."""
-        unmarked = {thing_key(thing): self.on_link(thing) for thing in new if not isinstance(thing, Route)}
+        unmarked = {thing.id: self.on_link(thing) for thing in new if not isinstance(thing, Route)}
         known = self.node.made
         unwritten = [key for key, thing in unmarked.items()
-                     if key not in known or made_record(known[key]) != made_record(thing)]
+                     if key not in known or known[key].record() != thing.record()]
         if self.record_made(unwritten, unmarked, now):
             return new
-        return [thing for thing in new if isinstance(thing, Route) or thing_key(thing) in self.node.made]
+        return [thing for thing in new if isinstance(thing, Route) or thing.id in self.node.made]
 
-    def on_link(self, thing: Thing) -> Thing:
+    def on_link(self, thing: Unmarked) -> Unmarked:
         """With the index of its interface, so that it is known again under another name."""
         return thing._replace(link=self.kernel.links.index(thing.dev)) if isinstance(thing, Address) else thing
 
@@ -10617,9 +10696,7 @@ class Installer(Talker):
         strays = self.kernel.strays(self.node.made)
         if not strays:
             return
-        lines: list[ThingLine] = [(thing, line) for thing in strays.values()
-                                  for line in delete_lines(thing, self.kernel.mark)]
-        self.kernel.run(lines)
+        self.kernel.remove(strays.values())
         for thing in strays.values():
             log.notice("removed address=%s interface=%s: it was made under another name", thing.address, thing.dev)
         self.strike_out(strays, now)
@@ -10647,17 +10724,6 @@ class Installer(Talker):
                 log.notice("address=%s interface=%s is no duplicate any more", wanted.address, wanted.dev)
                 del node.duplicates[key]
 
-    def note_made(self, failed: Mapping[int, str], lines: list[ThingLine]) -> None:
-        for n, (thing, line) in enumerate(lines):
-            key = thing_key(thing)
-            if n in failed:
-                program = "wg" if isinstance(thing, WgThing) else f"ip -{version_of(thing)}"
-                log.limited("install", "cannot install command=\"%s %s\" why=\"%s\"", program, line, failed[n])
-            else:
-                if isinstance(thing, Interface) and key not in self.kernel.installed:
-                    log.info("made interface=%s", thing.dev)
-                self.kernel.installed[key] = thing
-
     def may_make(self, thing: Thing, others: set[Neighbour]) -> bool:
         """Not on an interface that is not there (or by one that is down); not over what is foreign."""
         if isinstance(thing, Interface):
@@ -10667,7 +10733,7 @@ class Installer(Talker):
             return False
         if isinstance(thing, AllowedIp):
             return self.may_allow(thing)
-        if isinstance(thing, Route | Rule) or thing_key(thing) in self.node.made:
+        if isinstance(thing, Route | Rule) or thing.id in self.node.made:
             return True
         if isinstance(thing, Address):                            # what lasts is the operator's; else left of a lease
             links = self.kernel.links
@@ -10685,25 +10751,25 @@ class Installer(Talker):
             return False
         self.awaited.discard(dev)
         is_tunnel = any(contact.tunnel is not None and contact.tunnel.dev == dev for contact in self.config.contacts)
-        return not is_tunnel or thing_key(Interface(dev)) in self.kernel.installed
+        return not is_tunnel or Interface(dev).id in self.kernel.installed
 
     def may_allow(self, thing: AllowedIp) -> bool:
         """Not as long as its peer is not there, nor what is there already, or somebody else's."""
         peer = WgPeer(thing.dev, thing.key)
-        is_peer = self.kernel.has(peer) or thing_key(peer) in self.node.wanted.things
+        is_peer = self.kernel.has(peer) or peer.id in self.node.wanted.things
         return is_peer and not self.kernel.has(thing) and not self.kernel.tables.is_anothers(thing)
 
     def may_make_interface(self, thing: Interface) -> bool:
         """What is there of that name, and not ours, is left alone."""
-        key = thing_key(thing)
+        key = thing.id
         is_foreign = key not in self.node.made and self.kernel.has(thing)
         if is_foreign and thing.peer and key not in self.kernel.pending:
             log.warning("cannot make interface=%s why=\"there is one that ddpd has not made\"", thing.dev)
         return not is_foreign
 
-    def record_made(self, keys: Iterable[Key], things: Mapping[Key, Thing], now: Now) -> bool:
+    def record_made(self, keys: Iterable[Key], things: Mapping[Key, Unmarked], now: Now) -> bool:
         """False if it cannot be written."""
-        records = [made_record(things[key]) for key in keys]
+        records = [things[key].record() for key in keys]
         if records and not self.store.save({key_of(record): record for record in records}, now) \
                 and not self.store.why_not:
             return False
@@ -10714,7 +10780,7 @@ class Installer(Talker):
         """After it is unmade."""
         things = [self.node.made.pop(key) for key in keys if key in self.node.made]
         if things:
-            self.store.save({key_of(made_record(thing)): None for thing in things}, now)
+            self.store.save({key_of(thing.record()): None for thing in things}, now)
 
 
 # ==== DAEMON ========================================================== I/O ====
@@ -10753,6 +10819,7 @@ class Daemon(Installer):
         self.routes_s, self.ways_seen = ROUTES_S, -inf            # from a change until then; when that was last
         self.links_at = -inf                                      # from when on changes of links are heard
         self.repaired_at, self.repairs = -inf, 0.0                # one is forgotten every second
+        self.to_repair = set[Key]()                               # ... what waits for that
         self.neighbours_at = -inf                                 # when to see whether our proxy neighbours are there
         self.peers_at, self.peers_seen = -inf, -inf               # when to look at WireGuard's peers, and when that was
         self.hooks = Hooks()
@@ -10794,8 +10861,8 @@ class Daemon(Installer):
                      *lan_hindrances(self.config)):
             log.warning("warning: %s", line)
         self.node.wanted.changed |= (self.kernel.installed.keys() - self.left) | self.node.wanted.things.keys()
-        self.perform([found, self.node.start(now), seen])
-        self.perform([self.see_peers(now)])                       # of interfaces that may have been made just now
+        self.converge([found, self.node.start(now), seen])
+        self.converge([self.see_peers(now)])                       # of interfaces that may have been made just now
         self.tell_skipped()
         log.info("started version=%s key=%s listen=%s", VERSION, show_key(self.node.s.public),
                  ",".join(map(str, self.config.listen)) or "none")
@@ -10808,7 +10875,8 @@ class Daemon(Installer):
         log.notice("adopted things=%d: they lie inside of what ddpd has made, and the lease file is lost", len(found))
         routes = [thing for thing in self.kernel.installed.values() if isinstance(thing, Route)]
         ours = [route.prefix for route in routes if route.table == MAIN and not any(route.reach)]
-        self.perform([self.node.adopt_left(found, ours)])
+        self.node.adopt_left(found, ours)
+        self.converge([])
         self.kernel.look_at_all(self.node.made)
         self.left = {key for key, thing in self.kernel.installed.items() if not isinstance(thing, Route)
                      or thing.table != MAIN or not any(thing.reach)}
@@ -10851,9 +10919,19 @@ class Daemon(Installer):
             log.limited("disk", "cannot write %s: %s", self.store.path, why.strerror)
             self.store.retry_at = now.boot + RETRY_DISK_S
         self.node.forgetful = bool(self.store.why_not)
-        grantor.disk_full = self.node.forgetful or self.store.fd < 0
+        self.node.wanted.records = {} if self.store.fd >= 0 else self.node.wanted.records
+        grantor.disk_full = self.node.forgetful or self.store.fd < 0 or self.store.is_full
         if self.node.forgetful:                                   # who only asks goes on without
             self.store.retry_at = now.boot + RETRY_DISK_S if self.config.pools else inf
+
+    def retry_disk(self, now: Now) -> None:
+        if self.store.fd < 0:
+            self.rewrite(clean=False)
+            return
+        self.store.reserve(0, now)
+        self.node.grantor.disk_full = self.store.is_full
+        if not self.store.is_full:
+            log.notice("lease file can be written again file=%s", self.store.path)
 
     def leave(self) -> None:
         """A restart is no outage: but for `release = yes` nothing is released, nothing removed."""
@@ -10871,36 +10949,41 @@ class Daemon(Installer):
 
     # -- effects -------------------------------------------------------------------------
 
-    def perform(self, events: list[list[Effect]]) -> set[Key]:
-        """Save all with one flush, install, then send: nothing is promised that could be forgotten.
+    def converge(self, events: list[list[Effect]]) -> set[Key]:
+        """Save all that has changed with one flush, install, then send: nothing is promised that could be forgotten.
 
-        The new leases that could not be written.
+        Returns the new leases that could not be written.
         """
         now = clock_now()
-        lost = self.save([effect for effects in events for effect in effects if isinstance(effect, Save)], now)
-        if any(isinstance(effect, Install) for effects in events for effect in effects):
+        lost = self.save(now)
+        if self.node.wanted.changed:
             self.install(now)
         for effects in events:
             for effect in effects:
-                act = self.ACTIONS.get(type(effect))
-                asks_again = bool(lost) and isinstance(effect, Send)          # who asked in this batch
-                if act is not None and not asks_again and not (isinstance(effect, Account) and effect.lease in lost):
-                    act(self, effect, now)
+                if lost and isinstance(effect, Send):             # who asked in this batch asks again
+                    continue
+                if isinstance(effect, Account) and effect.lease in lost:
+                    continue
+                self.ACTIONS[type(effect)](self, effect, now)
         if self.unwritten:
             self.account()
         return lost
 
-    def save(self, saves: list[Save], now: Now) -> set[Key]:
+    def save(self, now: Now) -> set[Key]:
         """The new leases that could not be written."""
-        if not saves:
+        grantor, records = self.node.grantor, self.node.wanted.records
+        if not records:
             return set()
-        if self.store.save({save.key: save.record for save in saves}, now):
-            if not self.marked and any(save.key[0] == "granted" for save in saves):
+        self.node.wanted.records = {}
+        if self.store.save(records, now):
+            if not self.marked and any(key[0] == "granted" for key in records):
                 self.mark_granted()
-            self.node.grantor.undo.clear()
+            grantor.unwritten.clear()
+            grantor.disk_full = self.store.is_full
             return set()
-        lost = {save.key for save in saves if save.promise}
-        self.node.grantor.unsaved(lost)
+        lost = set(grantor.unwritten)
+        grantor.unsaved()
+        self.node.wanted.records = {}                             # the file will be written anew
         return lost
 
     def bill(self, effect: Account, _: Now) -> None:
@@ -10995,7 +11078,7 @@ class Daemon(Installer):
             readable = self.wait()
             now = clock_now()
             events = self.hear_all(readable, now) + self.other_events(readable, now)
-            self.perform(events)
+            self.converge(events)
             if self.config.status and (readable or any(events)):
                 self.status_at = min(self.status_at, now.boot + STATUS_S)
             self.controls.serve(self, readable, now)
@@ -11075,7 +11158,7 @@ class Daemon(Installer):
     def kernel_changed(self, now: Now) -> list[Effect]:
         """What is ours and gone is made again.  Our own changes wake us too: they change nothing."""
         look, gone = self.kernel.changes()
-        lost = self.kernel.lose({thing_key(thing) for thing in gone})
+        lost = self.kernel.lose({thing.id for thing in gone})
         effects = self.see_links() if look else []
         if look:
             self.note_duplicates(now)
@@ -11099,10 +11182,11 @@ class Daemon(Installer):
                 log.limited("links", "cannot see routes why=\"%s\"", why)
                 self.retry_install = now.boot + RETRY_INSTALL_S
         lost |= self.kernel.missing(self.node.made) if look else set()
-        self.node.wanted.changed |= lost
-        if not lost <= self.kernel.pending:
-            return [*effects, *self.repair(now)]
-        return [*effects, Install()] if lost else effects         # what waits for a link may have it now
+        if lost <= self.kernel.pending:                           # what waits for a link may have it now
+            self.node.wanted.changed |= lost
+        else:
+            self.repair(lost, now)
+        return effects
 
     def see_neighbours(self, now: Now) -> None:
         """Of those for which the kernel answers it does not tell who was removed."""
@@ -11125,11 +11209,12 @@ class Daemon(Installer):
                 effects += self.node.saw_peers(dev, state, now)
         self.peers_at = max(self.peers_at, now.boot + 10 * (clock_now().boot - now.boot))        # where `wg` hangs
         self.doors.follow(self.config.guards, self.kernel.links)
-        if effects and any(key[0] == "6 allowed" for key in self.kernel.pending):
-            effects.append(Install())                             # perhaps its peer has come
+        if effects:                                               # perhaps a peer has come that is waited for
+            self.node.wanted.changed |= {key for key in self.kernel.pending if key[0] == "6 allowed"}
         lost = self.kernel.missed_peers(self.node.made)
-        self.node.wanted.changed |= lost
-        return [*effects, *self.repair(now)] if lost else effects
+        if lost:
+            self.repair(lost, now)
+        return effects
 
     def see_tunnels(self) -> list[Effect]:
         """Of the interfaces on which addresses are wanted: those on which their grantor is a peer."""
@@ -11153,15 +11238,16 @@ class Daemon(Installer):
         key = self.node.grantor.guards.holder(dev, parse_host(path.host))
         return self.node.grantor.peer_of(key) if key is not None else None
 
-    def repair(self, now: Now) -> list[Effect]:
+    def repair(self, lost: set[Key], now: Now) -> None:
         """At once; where somebody takes it away again and again, once a second."""
         self.repairs = max(0.0, self.repairs - (now.boot - self.repaired_at))
         self.repaired_at = now.boot
-        if self.repairs >= REPAIRS:
+        if self.repairs < REPAIRS:
+            self.repairs += 1
+            self.node.wanted.changed |= lost
+        else:
+            self.to_repair |= lost
             self.retry_install = min(self.retry_install, now.boot + 1.0)
-            return []
-        self.repairs += 1
-        return [Install()]
 
     def see_ways(self, aims: dict[Aim, Path | None], now: Now) -> list[Effect]:
         """How the grantors are reached: looked at when links or routes have changed, or another place is asked."""
@@ -11194,10 +11280,12 @@ class Daemon(Installer):
         if now.boot >= self.neighbours_at:
             self.see_neighbours(now)
         if now.boot >= self.store.retry_at:
-            self.rewrite(clean=False)
+            self.retry_disk(now)
         self.remove_left()
         if now.boot >= self.retry_install or self.ports.wired:
             self.retry_install, self.ports.wired = inf, False
+            self.node.wanted.changed |= self.to_repair
+            self.to_repair = set()
             self.install(now)
         if now.boot >= self.status_at:
             self.show_status(now)
@@ -11273,7 +11361,7 @@ class Daemon(Installer):
             for control in self.reloaders:
                 control.say({"error": why} if why else {"skipped": self.config.skipped} if self.config.skipped else {})
             self.reloaders = []
-        self.perform([effects])
+        self.converge([effects])
 
     def take_over(self, config: Config, now: Now) -> tuple[str, list[Effect]]:
         """What is wrong with the new configuration, or nothing and what it makes us do."""
@@ -11349,7 +11437,7 @@ class Daemon(Installer):
                  and (lease.state is LeaseState.REVOKED if order.get("undo") else lease.living)]
         if peer is None or not found:
             raise ValueError(f"'{order['what']}' has no such lease")
-        self.perform([(self.node.forgive if order.get("undo") else self.node.revoke)(peer, slot, now)])
+        self.converge([(self.node.forgive if order.get("undo") else self.node.revoke)(peer, slot, now)])
         return {"prefixes": found}
 
     def obey_reload(self, control: Control, order: Mapping[str, Any], _: Now) -> None:
@@ -11367,7 +11455,7 @@ class Daemon(Installer):
         if what == "ask":
             control.asked, control.answers = names[0], self.node.grantees[names[0]].answers
         for each in names:
-            self.perform([self.node.operate(Event.RELEASE if what == "release" else Event.RENEW, each, now)])
+            self.converge([self.node.operate(Event.RELEASE if what == "release" else Event.RENEW, each, now)])
         return None if what == "ask" else {}
 
     ORDERS: ClassVar[Mapping[str, Callable[[Daemon, Control, Mapping[str, Any], Now], dict[str, Any] | None]]] = {
@@ -11740,13 +11828,13 @@ def clean(options: Options) -> int:
     store.acquire()
     now = clock_now()
     read = store.read()
-    things: list[Thing] = []
+    things: list[Unmarked] = []
     for _, record in read[0].values() if read else ():
         try:
             things += [made_of(record)] if record["kind"] == "made" else []
         except (AttributeError, LookupError, TypeError, ValueError) as why:
             log.warning("damaged file=%s text=%s (%s)", config.leases, json.dumps(record)[:200], why)
-    made = {thing_key(thing): thing for thing in things}
+    made = {thing.id: thing for thing in things}
     kernel = Kernel(config.mark, devices_of(config))
     kernel.busybox = is_busybox()
     kernel.look()
@@ -11756,15 +11844,14 @@ def clean(options: Options) -> int:
         kernel.look_at_all(made)
     kernel.installed |= kernel.strays(made)
     gone, _ = plan(kernel.installed, {}, kernel.installed)
-    lines: list[ThingLine] = [(thing, line) for thing in gone for line in delete_lines(thing, config.mark)]
-    failed = kernel.run(lines)
+    failed = kernel.remove(gone)
     if failed:                                                    # some may have gone with others
         kernel.look()
         kernel.look_at_all(made)
-        failed = {n: why for n, why in failed.items() if thing_key(lines[n][0]) in kernel.installed}
+        failed = [failure for failure in failed if failure.thing.id in kernel.installed]
     if failed:
-        raise Fatal(f"cannot remove: {'; '.join(f'{lines[n][1]} ({why})' for n, why in failed.items())}")
-    kept = store.save({key_of(made_record(thing)): None for thing in things}, now)
+        raise Fatal(f"cannot remove: {'; '.join(f'{failure.line} ({failure.why})' for failure in failed)}")
+    kept = store.save({key_of(thing.record()): None for thing in things}, now)
     if read and ("run",) in read[0]:
         kept &= store.save({("run",): read[0]["run",][1]}, now)   # a second batch blanks the lines of the first
     if things and not kept:

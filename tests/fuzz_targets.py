@@ -211,7 +211,7 @@ def sound(node: ddpd.Node, now: Now, tells: bool = True) -> None:
     living = sorted(lease.prefix for peer in node.grantor.peers.values() for lease in peer.living())
     assert not any(one.overlaps(other) for one, other in pairwise(living)), "leases overlap"
     for thing in node.wanted.things.values():
-        words_ = [ddpd.add_line(thing, 221, now), *ddpd.delete_lines(thing, 221)]
+        words_ = [thing.add_line(221, now), *thing.delete_lines(221)]
         assert all(line.isprintable() and line.isascii() for line in words_), f"{words_}"
         for valid, preferred in re.findall(r"valid_lft (\d+) preferred_lft (\w+)", words_[0]):
             assert preferred.isdigit() and int(preferred) <= int(valid), f"preferred for longer than valid: {words_[0]}"
@@ -359,12 +359,14 @@ def hear_ask(data: bytes) -> None:
             (node.revoke if n % 2 else node.forgive)(peer, None, now)
         plain = stamped(step[2:], int(now.wall * 1e6) + n) if step[1] & 0x10 else step[2:]
         try:
-            effects = peers[who].said(plain, not step[1] & 1, PATHS[(step[0] & 7) % len(PATHS)], now)
+            peers[who].said(plain, not step[1] & 1, PATHS[(step[0] & 7) % len(PATHS)], now)
         except Drop:
             continue
         if step[1] & 0x80:
-            node.grantor.unsaved([save.key for save in effects if isinstance(save, ddpd.Save) and save.promise])
+            node.grantor.unsaved()
             node.grantor.disk_full = n % 2 == 0
+        else:
+            node.grantor.unwritten.clear()
     sound(node, Now(boot, WALL + boot - BOOT))
     late = Now(boot + 1e8, WALL + 1e8)
     pass_time(node, late)
@@ -863,7 +865,7 @@ def lease_file_seeds() -> list[bytes]:
                   ddpd.WgPeer("wg0", KEYS["alice"]), ddpd.AllowedIp("wg0", KEYS["alice"], P56),
                   ddpd.Address("br0", ddpd.parse_interface("2001:db8:77:1200::1/64"), link=4),
                   ddpd.Neighbour("eth0", P128), ddpd.Rule(6, P56, 720), ddpd.Rule(4, None, 254)):
-        node.made[ddpd.thing_key(thing)] = thing
+        node.made[thing.id] = thing
     node.grantor.recovering_until = now.boot + 60
     lines = whole_file(node, now, clean=False)
     short = "\n".join(" ".join(line.split()) for line in lines)
@@ -976,7 +978,7 @@ def used(config: ddpd.Config) -> None:
         peer = node.grantor.peer_of(key)
         assert peer is not None
         for ask in (ASK, replace(ASK, stamp=2, wants=ASK.wants[1:], releases=(0,)), replace(ASK, stamp=3, releases=())):
-            answer, _ = node.grantor.heard(peer, ask, PATHS[n], now)
+            answer, _ = node.grantor.handle_ask(peer, ask, PATHS[n], now)
             wire = ddpd.encode(answer)
             assert ddpd.encode(ddpd.decode(wire)) == wire
             ddpd.fitted(answer, wire, 400, 36)

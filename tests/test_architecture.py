@@ -248,7 +248,7 @@ def unreadable_there(text: str) -> list[str]:
 ROOM = {
     "ddpd.py", "ddpd.conf.example", "README.md", "PROTOCOL.md", "CHANGES.md", "CONTRIBUTING.md",
     "LICENSE", "Makefile", "pyproject.toml", ".editorconfig", ".gitignore", ".ci", "etc",
-    "openwrt", "tests",
+    "docs", "openwrt", "tests",
 }
 
 

@@ -227,7 +227,7 @@ def test_version(capsys: Said) -> None:
 
 # ---- what is shown
 
-def test_status_is_the_object_of_the_readme() -> None:
+def test_status_has_what_programs_read() -> None:
     text = f"[pool p]\nprefix = 10.0.0.0/8\ngive = /24\n[grantor h]\nkey = {OTHER}\naddress = ::1\nask = ::/56\n"
     node = ddpd.Node(ddpd.read_config(text, "t"), SECRET, "b", bytes)
     node.start(ddpd.Now(0, 0))

@@ -148,7 +148,7 @@ def test_no_slot_is_left() -> None:
             ddpd.Want(slot, parse_prefix("::/64")) for slot in range(first, first + 16)))
         peer = world.node.grantor.peer_of(A)
         assert peer is not None
-        world.node.grantor.heard(peer, ask, PATH, world.now)
+        world.node.grantor.handle_ask(peer, ask, PATH, world.now)
     assert said(world, "request_ip=1\nip=0.0.0.0") == {"errno": "3", "errmsg": "no slot is left"}
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import ddpd
+import docs
 from ddpd import Event, State
 
 T0 = 1000.0
@@ -131,8 +132,8 @@ def test_what_comes_deprecated_has_faded_and_is_no_news_each_time() -> None:
 def test_of_what_is_preferred_no_longer_nobody_asks_every_second() -> None:
     """A pool that follows a silent grantor: what its own grantees can hear by asking often is nothing."""
     pool, = ddpd.read_config("[pool p]\nprefix = 2001:db8::/48\ngive = /56\nlifetime = 1h\nrenew = 5s\n", "t").pools
-    assert ddpd.Grantor.times(replace(pool, prefers=T0 - 1, renew_s=900.0), 3000.0, at(T0)) == ((60.0, 60.0), 0.0)
-    assert ddpd.Grantor.times(replace(pool, prefers=T0 + 30), 3000.0, at(T0)) == ((5.0, 24.0), 30.0)
+    assert ddpd.times_of(replace(pool, prefers=T0 - 1, renew_s=900.0), 3000.0, at(T0)) == (60.0, 60.0, 0.0)
+    assert ddpd.times_of(replace(pool, prefers=T0 + 30), 3000.0, at(T0)) == (5.0, 24.0, 30.0)
 
 
 def test_a_lease_that_is_over_before_its_answer_is_here_is_asked_for_again() -> None:
@@ -276,7 +277,7 @@ def test_redistribute_is_a_route_by_source_and_the_mtu_is_that_of_the_way(more: 
     assert {(route.table, str(route.source or "")) for route in routes} >= {(ddpd.MAIN, str(A)), (home.a.table, "")}
     assert all(route.mtu == 1400 for route in routes)
     assert not any(route.source for route in routes if route.prefix.version == 4)
-    line = next(ddpd.add_line(route, 221, at(T0)) for route in routes if route.source)
+    line = next(route.add_line(221, at(T0)) for route in routes if route.source)
     assert line.startswith(f"route replace ::/0 from {A} ") and line.endswith("metric 22100 mtu 1400")
 
 
@@ -368,20 +369,26 @@ def test_hooks_of_odhcp6c() -> None:
     assert ddpd.HOOK_CALLS["odhcp6c"](home.a, "released", (arguments, env), at(T0)) == []
 
 
-def test_the_readme_names_every_variable_and_event() -> None:
+def named(table: str) -> set[str]:
+    """What its first column has."""
+    return {name for row in re.findall(r"(?m)^\| (`.*?) \|", table) for name in re.findall(r"`(\w+)`", row)}
+
+
+def test_the_reference_names_every_variable_and_event() -> None:
     home = Home()
     home.a.way = way()
-    home.answer("a", A, mtu=1400, dns=(ddpd.parse_host("::1"),), search=("a.b",), ntp=(ddpd.parse_host("::1"),))
-    text = (Path(__file__).parent.parent / "README.md").read_text()
-    table = text[text.index("**Hooks.**"):text.index("**Name servers")]
-    for name in ddpd.environment_of(home.a, "bound", at(T0)):
-        assert f"`{name}`" in table, name
-    for name in ddpd.odhcp6c_calls(home.a, "bound", None, at(T0))[0][1].keys() - {"AHCP_DEBUG_LEVEL"}:
-        assert f"`{name}`" in table, name
+    server = ddpd.parse_host("2001:db8::53")
+    home.answer("a", A, mtu=1400, dns=(server,), search=("a.b",), ntp=(server,))
+    text = (Path(__file__).parent.parent / "docs/reference.md").read_text()
+    events_table, _, variables_table = docs.chapter(text, "Hooks").partition("\n### Variables\n")
+    wireguard = {f"DDPD_WG_{name}" for name in ("KEY", "ENDPOINT", "ALLOWED", "KEEPALIVE")}
+    assert named(variables_table) == {*ddpd.environment_of(home.a, "bound", at(T0)), *wireguard}
+    for name in ddpd.odhcp6c_calls(home.a, "bound", None, at(T0))[0][1]:
+        assert f"`{name}`" in variables_table, name
     source = (Path(__file__).parent.parent / "ddpd.py").read_text()
     events = set(re.findall(r'Hook\([^,]*?name, "(\w+)"\)|self\.settle\(now, "(\w+)"', source))
-    for event in {each for pair in events for each in pair if each} | {"bound", "renewed", "rebound", "stopped"}:
-        assert f"`{event}`" in table, event
+    assert named(events_table) == {each for pair in events for each in pair if each} | {"bound", "renewed", "rebound",
+                                                                                        "stopped"}
 
 
 # ==== files for others ================================================================

@@ -56,7 +56,8 @@ class Hub:
         ask = ddpd.Ask(stamp=self.stamp, run=self.runs[name], wants=wants, releases=releases, **more)
         path = ddpd.Path("2001:db8:e::2", 5000, 0, ETH0)
         peer = self.peer(name)
-        answer, self.effects = self.grantor.heard(peer, ask, path, self.now)
+        self.node.wanted.records, self.grantor.unwritten = {}, {}     # as the shell does, once it is on disk
+        answer, self.effects = self.grantor.handle_ask(peer, ask, path, self.now)
         peer.stamp = self.stamp
         return answer
 
@@ -92,19 +93,15 @@ class Hub:
         return [lease.prefix for peer in self.grantor.peers.values() for lease in peer.living()]
 
 
-def saved(effects: Iterable[ddpd.Effect]) -> list[ddpd.Save]:
-    return [effect for effect in effects if isinstance(effect, ddpd.Save)]
-
-
 # ---- same key, same slot, same prefix
 
 def test_a_renewal_gets_the_same_and_writes_nothing() -> None:
     hub = Hub()
     first = hub.get("alice", want(0))
-    assert saved(hub.effects)
+    assert hub.node.wanted.records
     hub.later(1800)
     assert hub.get("alice", want(0)) == first
-    assert saved(hub.effects) == []
+    assert hub.node.wanted.records == {}
 
 
 @pytest.mark.parametrize("clean", [True, False])
@@ -308,7 +305,8 @@ def test_more_slots_than_an_ask_may_name() -> None:
 def test_a_full_disk_refuses_the_new_and_renews_the_old() -> None:
     hub = Hub()
     first = hub.get("alice", want(0))
-    hub.grantor.unsaved([])
+    hub.grantor.unwritten.clear()
+    hub.grantor.unsaved()
     assert hub.refused("bob", want(0)) == [ddpd.Reason.DISK]
     assert hub.get("alice", want(0)) == first
 
@@ -316,7 +314,7 @@ def test_a_full_disk_refuses_the_new_and_renews_the_old() -> None:
 def test_what_could_not_be_saved_is_not_held() -> None:
     hub = Hub()
     prefix, = hub.get("alice", want(0))
-    hub.grantor.unsaved([save.key for save in saved(hub.effects)])
+    hub.grantor.unsaved()
     assert hub.living() == [] and hub.grantor.stock.is_free(prefix)
 
 
@@ -447,9 +445,9 @@ def test_recovering_does_not_come_back_after_it_has_ended() -> None:
     struck = []
     for _ in range(4):
         hub.later(1000)
-        struck += [save.key for save in saved(hub.effects) if save.record is None]
+        struck += [key for key, record in hub.node.wanted.records.items() if record is None]
     hub.ask("alice", want(0))
-    struck += [save.key for save in saved(hub.effects) if save.record is None]
+    struck += [key for key, record in hub.node.wanted.records.items() if record is None]
     assert ("recovering",) in struck
 
 
@@ -872,7 +870,8 @@ def test_what_cannot_be_written_takes_nothing_from_who_has(want_: str) -> None:
     hub.ask("alice", want(0, "::/60") if want_ == "another length" else want(1, "::/56"))
     new = next(lease for lease in hub.peer("alice").living() if lease.prefix not in first
                and lease.state is ddpd.LeaseState.ACTIVE)
-    hub.grantor.unsaved([new.id])
+    assert list(hub.grantor.unwritten) == [new.id]
+    hub.grantor.unsaved()
     assert [(lease.prefix, lease.slot, lease.state, lease.valid_until) for lease in hub.peer("alice").leases] == before
     assert hub.grantor.former == {} and hub.grantor.stock.living["home"] == 1
     assert hub.refused("alice", want(1, "::/60")) == [ddpd.Reason.DISK]
@@ -883,9 +882,7 @@ def test_what_is_written_is_not_undone_later() -> None:
     hub = Hub()
     hub.get("alice", want(0, "::/56"))
     hub.ask("alice", want(0, "::/60"))
-    hub.grantor.undo.clear()                                      # as the shell does, once it is on disk
     hub.ask("alice", want(0, "::/61"))
-    new = next(lease for lease in hub.peer("alice").living() if lease.prefix.length == 61)
-    hub.grantor.unsaved([new.id])
+    hub.grantor.unsaved()
     assert [lease.prefix.length for lease in hub.peer("alice").leases
             if lease.state is ddpd.LeaseState.ACTIVE] == [60]

@@ -154,8 +154,8 @@ def test_no_record_is_wider_than_a_line() -> None:
     held = ddpd.Held(255, widest, b"\xff" * 20, 1e10 + 0.1, 1e10 + 0.1)
     boot = "01234567-89ab-cdef-0123-456789abcdef"
     records = [lease.record(NOW), held.record(b"\xff" * 32, boot, ddpd.Now(1e9, 1e12)),
-               ddpd.made_record(ddpd.Address("abcdefghijklmno", widest)),
-               ddpd.made_record(ddpd.Rule(6, widest, 25599)),
+               ddpd.Address("abcdefghijklmno", widest).record(),
+               ddpd.Rule(6, widest, 25599).record(),
                {"kind": "recovering", "left": ddpd.FOREVER}, node(boot).run_record(False, ddpd.Now(1e9 + .1, 1e12))]
     file = ddpd.LeaseFile(10**10)
     assert {len(line) for line in list(file.whole(records))[:-1]} == {ddpd.LINE}
@@ -381,8 +381,8 @@ def test_all_records_come_back_as_they_were() -> None:
 def test_a_line_keeps_its_slot_over_the_first_crash(recorded: bool) -> None:
     """Slots are written when they are given; without a record, what is held is still its line's."""
     fresh = node()
-    effects = fresh.start(NOW)
-    records = [effect.record for effect in effects if isinstance(effect, ddpd.Save) and effect.record]
+    fresh.start(NOW)
+    records = [record for record in fresh.wanted.records.values() if record]
     assert [record["kind"] for record in records] == ["slot"]
     again = node()
     again.restore([HELD.record(BOB, "b", NOW), *(records if recorded else [])], NOW)

@@ -21,7 +21,7 @@ from luci import browser, packer, pot, samples
 IN_BROWSER = pytest.mark.slow            # which, with two daemons before it, is started once: some ten seconds
 
 Told = dict[str, Any]
-README = browser.OPENWRT.parent / "README.md"
+PAGE = browser.OPENWRT.parent / "docs/home-router.md"
 NETIFD = browser.OPENWRT / "ddpd/root/lib/netifd"
 KEY = samples.KEY
 V6, V4 = "2001:db8::/48", "192.0.2.0/24"
@@ -235,9 +235,9 @@ def test_its_error_codes_are_those_that_are_sent(told: Told) -> None:
     assert len(set(errors.values())) == len(errors)
 
 
-def test_the_readme_has_every_error_code() -> None:
-    _, _, chapter = README.read_text().partition("\n## A home router with OpenWrt\n")
-    cells = re.findall(r"(?m)^\| (`[A-Z_]+`(?:, `[A-Z_]+`)*) \|", chapter.partition("\n## ")[0])
+def test_the_page_has_every_error_code() -> None:
+    _, _, chapter = PAGE.read_text().partition("\n### Errors\n")
+    cells = re.findall(r"(?m)^\| (`[A-Z_]+`(?:, `[A-Z_]+`)*) \|", chapter.partition("\n### ")[0])
     codes = [code.strip("`") for cell in cells for code in cell.split(", ")]
     assert sorted(codes) == sorted(sent_codes())
 

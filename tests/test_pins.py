@@ -978,7 +978,7 @@ class Book:
         self.daemon.unwritten = []
 
     def note(self, n: int) -> None:
-        self.daemon.perform([[ddpd.Account(("granted", str(n)), {"n": n})]])
+        self.daemon.converge([[ddpd.Account(("granted", str(n)), {"n": n})]])
 
     def rows(self) -> list[int]:
         return [json.loads(line)["n"] for line in self.path.read_text().splitlines() if line.endswith("}")]
@@ -1056,7 +1056,7 @@ def test_lines_that_wait_are_bounded_and_what_is_lost_is_counted(book: Book, mon
 
 def test_what_could_not_be_promised_is_not_billed(book: Book, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ddpd.Daemon, "save", lambda *_: {("granted", "1")})
-    book.daemon.perform([[ddpd.Account(("granted", str(n)), {"n": n})] for n in (1, 2)])
+    book.daemon.converge([[ddpd.Account(("granted", str(n)), {"n": n})] for n in (1, 2)])
     assert book.rows() == [2]
 
 

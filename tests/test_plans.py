@@ -44,21 +44,21 @@ LINES: list[tuple[ddpd.Thing, str, str]] = [
 
 @pytest.mark.parametrize(("thing", "add", "delete"), LINES, ids=[row[1][:40] for row in LINES])
 def test_words(thing: ddpd.Thing, add: str, delete: str) -> None:
-    assert ddpd.add_line(thing, 221, NOW) == add
-    assert ddpd.delete_lines(thing, 221)[-1] == delete
+    assert thing.add_line(221, NOW) == add
+    assert thing.delete_lines(221)[-1] == delete
 
 
 def test_an_ipv6_address_loses_its_lifetime_before_it_goes() -> None:
     """Else the kernel leaves the route to its subnet."""
-    assert ddpd.delete_lines(LINES[4][0], 221) == [
+    assert LINES[4][0].delete_lines(221) == [
         "addr change 2001:db8:1::1/64 dev br0 valid_lft forever preferred_lft forever",
         "addr del 2001:db8:1::1/64 dev br0"]
-    assert len(ddpd.delete_lines(LINES[5][0], 221)) == len(ddpd.delete_lines(LINES[0][0], 221)) == 1
+    assert len(LINES[5][0].delete_lines(221)) == len(LINES[0][0].delete_lines(221)) == 1
 
 
 def test_another_mark() -> None:
-    assert ddpd.add_line(ddpd.Route(P6, 254), 99, NOW).endswith("proto 99 metric 9900")
-    assert "pref 9901 " in ddpd.add_line(ddpd.Rule(6, P6, 9901), 99, NOW)
+    assert ddpd.Route(P6, 254).add_line(99, NOW).endswith("proto 99 metric 9900")
+    assert "pref 9901 " in ddpd.Rule(6, P6, 9901).add_line(99, NOW)
 
 # ---- netlink, in bytes that the kernel would send
 

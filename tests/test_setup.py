@@ -220,6 +220,16 @@ def test_what_is_installed_can_be_uninstalled(tmp_path: Path, places: tuple[str,
     assert there(tmp_path) == set() and tmp_path.exists()
 
 
+def test_the_pages_are_installed_and_lead_to_each_other(tmp_path: Path) -> None:
+    make("install", f"DESTDIR={tmp_path}")
+    share = tmp_path / "usr/local/share"
+    assert (share / "man/man8/ddpd.8").is_file() and (share / "man/man5/ddpd.conf.5").is_file()
+    wanted = {path.name for path in (REPO / "docs").glob("*.md")}
+    assert {path.name for path in (share / "doc/ddpd/docs").iterdir()} == wanted
+    told = re.findall(r"\]\((docs/[\w.-]+)", (share / "doc/ddpd/README.md").read_text())
+    assert told and all((share / "doc/ddpd" / name).is_file() for name in told)
+
+
 @pytest.mark.parametrize("places", PLACES)
 def test_what_others_made_stays(tmp_path: Path, places: tuple[str, ...]) -> None:
     prefix = "usr" if places else "usr/local"

@@ -250,7 +250,7 @@ def test_a_batch_that_dies_is_run_line_by_line(monkeypatch: pytest.MonkeyPatch) 
     kernel = ddpd.Kernel(221)
     monkeypatch.setattr(ddpd, "run_command", run)
     six, four = ddpd.Address("br0", A), ddpd.Address("br0", ddpd.parse_interface("192.0.2.1/24"))
-    assert kernel.run([(six, "a b"), (four, "c"), (six, "junk")]) == {2: "Error: junk"}
+    assert kernel.run([(six, "a b"), (four, "c"), (six, "junk")]) == [(six, "junk", "Error: junk")]
     assert ran == [["-4", "-force", "-batch", "-"], ["-4", "c"], ["-6", "-force", "-batch", "-"],
                    ["-6", "a", "b"], ["-6", "junk"]]
     kernel.close()

@@ -169,8 +169,8 @@ class Host:
 
     def perform(self, effects: list[ddpd.Effect]) -> None:
         self.touched = True
-        lost = self.save([effect for effect in effects if isinstance(effect, ddpd.Save)])
-        if any(isinstance(effect, ddpd.Install) for effect in effects):
+        lost = self.save()
+        if self.node.wanted.changed:
             self.install()
         for effect in effects:
             if isinstance(effect, ddpd.Send) and not lost:
@@ -180,16 +180,20 @@ class Host:
             elif isinstance(effect, ddpd.Lookup):
                 self.look_up(effect)
 
-    def save(self, saves: list[ddpd.Save]) -> bool:
+    def save(self) -> bool:
         """True: something was promised that could not be written."""
-        if not saves:
+        grantor, records = self.node.grantor, self.node.wanted.records
+        self.node.wanted.records = {}
+        if not records:
             return False
-        if self.put({save.key: save.record for save in saves}):
-            self.marked |= any(save.key[0] == "granted" for save in saves)
+        if self.put(records):
+            self.marked |= any(key[0] == "granted" for key in records)
+            grantor.unwritten.clear()
             return False
-        lost = {save.key for save in saves if save.promise}
-        self.node.grantor.unsaved(lost)
-        return bool(lost)
+        lost = bool(grantor.unwritten)
+        grantor.unsaved()
+        self.node.wanted.records = {}
+        return lost
 
     def put(self, changes: dict[ddpd.Key, ddpd.Record | None]) -> bool:
         written = self.disk.save(changes)
@@ -202,15 +206,16 @@ class Host:
         gone, new = ddpd.plan(self.kernel, wanted.things, wanted.changed)
         wanted.changed.clear()
         for thing in gone:
-            del self.kernel[ddpd.thing_key(thing)]
-            if made.pop(ddpd.thing_key(thing), None) is not None:
-                self.put({ddpd.key_of(ddpd.made_record(thing)): None})
+            del self.kernel[thing.id]
+            ours = made.pop(thing.id, None)
+            if ours is not None:
+                self.put({ddpd.key_of(ours.record()): None})
         for thing in new:
             if not isinstance(thing, ddpd.Route):
-                made[ddpd.thing_key(thing)] = thing
-                record = ddpd.made_record(thing)
+                made[thing.id] = thing
+                record = thing.record()
                 self.put({ddpd.key_of(record): record})
-            self.kernel[ddpd.thing_key(thing)] = thing
+            self.kernel[thing.id] = thing
 
     def call(self, grantor: str) -> None:
         place = self.node.grantees[grantor].place()

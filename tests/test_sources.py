@@ -258,7 +258,7 @@ def test_a_tunnels_own_packets_leave_by_an_address_that_is_not_leased() -> None:
     assert [one.leaves_by for one in route()] == ["fe80::2"]
     home.see(LAN_LEASED)
     assert route() == [], "there is none that is better"
-    line = ddpd.add_line(ddpd.Route(END, ddpd.MAIN, ddpd.Reach("fe80::9", "wan"), leaves_by="2001:db8:aaaa::1"), 221,
+    line = ddpd.Route(END, ddpd.MAIN, ddpd.Reach("fe80::9", "wan"), leaves_by="2001:db8:aaaa::1").add_line(221,
                          at(T0))
     assert line == ("route replace 2001:db8:9::1/128 via fe80::9 dev wan table 254 proto 221 metric 22100 "
                     "src 2001:db8:aaaa::1")

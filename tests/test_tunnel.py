@@ -26,7 +26,7 @@ def leaf(more: str = TUNNEL, heard_at: str = "2001:db8::1") -> Leaf:
 
 
 def wanted(found: Leaf) -> Interface | None:
-    thing = found.node.wanted.things.get(ddpd.thing_key(Interface("wg0")))
+    thing = found.node.wanted.things.get(Interface("wg0").id)
     assert thing is None or isinstance(thing, Interface)
     return thing
 
@@ -163,7 +163,7 @@ def test_a_route_around_the_other_end_is_not_made() -> None:
 def test_after_a_restart_it_stays_as_it_is_until_somebody_answers() -> None:
     found = leaf()
     found.answer(grant(), **TOLD)
-    records = [ddpd.made_record(MADE), *(held.record(found.grantee.contact.key, "b", at(T0))
+    records = [MADE.record(), *(held.record(found.grantee.contact.key, "b", at(T0))
                                          for held in found.grantee.held)]
     again = leaf()
     again.node.restore(records, at(T0))
@@ -230,7 +230,8 @@ def test_what_becomes_of_what_was_found(given: ddpd.Prefix | None, left_s: float
         found.answer(refusals=(ddpd.Refusal(0, ddpd.Reason.NO_POOL, 60, "none"),))
     else:
         found.answer(grant(prefix=given))
-    saves = [effect for effect in found.node.believe("h") if isinstance(effect, ddpd.Save)]
+    found.node.wanted.records = {}
+    found.node.believe("h")
     left = [held.valid_until - T0 for held in found.grantee.held if held.prefix == FOUND]
     assert left == ([] if left_s is None else [left_s])
-    assert len(saves) == len(found.node.made) == len(left), "ours as long as it is held"
+    assert len(found.node.wanted.records) == len(found.node.made) == len(left), "ours as long as it is held"

@@ -100,10 +100,10 @@ class World:
         gone, new = ddpd.plan(self.installed, things, chain(self.installed, things))
         wanted.changed.clear()
         self.write([(n, thing, False) for n, thing in enumerate(gone)])
-        new = [thing for thing in new if ddpd.thing_key(thing) in self.node.made or not self.has(thing)]
+        new = [thing for thing in new if thing.id in self.node.made or not self.has(thing)]
         new = [thing for thing in new if not isinstance(thing, AllowedIp) or thing.key in self.table
-               or ddpd.thing_key(WgPeer("wg0", thing.key)) in things]
-        self.node.made |= {ddpd.thing_key(thing): thing for thing in new}
+               or WgPeer("wg0", thing.key).id in things]
+        self.node.made |= {thing.id: thing for thing in new}
         self.write([(n, thing, True) for n, thing in enumerate(new)])
         self.installed = {key: thing for key, thing in things.items() if key in self.node.made and self.has(thing)}
         self.node.made = {key: thing for key, thing in self.node.made.items() if self.has(thing)}
@@ -124,7 +124,7 @@ class World:
         assert peer is not None, "a stranger"
         ask = ddpd.Ask(stamp=self.stamp, run=key[:8], releases=releases,
                        wants=tuple(ddpd.Want(n, parse_prefix(text)) for n, text in enumerate(wants)))
-        answer, _ = self.node.grantor.heard(peer, ask, ddpd.Path("192.0.2.9", 5000, 0, ETH0), self.now)
+        answer, _ = self.node.grantor.handle_ask(peer, ask, ddpd.Path("192.0.2.9", 5000, 0, ETH0), self.now)
         self.perform()
         return answer
 
@@ -153,10 +153,10 @@ def test_a_peer_is_a_grantee_and_its_lease_an_allowed_ip() -> None:
     world.look()
     [six, four] = world.get(A, "::/56", "0.0.0.0/32")
     assert world.table == {A: [*foreign, four, six], B: []}
-    route = world.node.wanted.things[ddpd.thing_key(ddpd.Route(six, ddpd.MAIN))]
+    route = world.node.wanted.things[ddpd.Route(six, ddpd.MAIN).id]
     assert route == ddpd.Route(six, ddpd.MAIN, ddpd.Reach("", "wg0"))
     world.ask(A, releases=(0, 1))
-    assert world.table == {A: foreign, B: []} and ddpd.thing_key(route) not in world.node.wanted.things
+    assert world.table == {A: foreign, B: []} and route.id not in world.node.wanted.things
 
 
 def test_what_a_tunnel_needs_is_told() -> None:
@@ -180,7 +180,7 @@ def test_the_endpoint_is_where_was_asked(asked_at: str, endpoint: str) -> None:
     assert peer is not None
     ask = ddpd.Ask(stamp=1, run=A[:8], wants=(ddpd.Want(0, parse_prefix("::/56")),))
     path = ddpd.Path("2001:db8:e::2", 5000, 0, socket.inet_pton(socket.AF_INET6, asked_at) + (2).to_bytes(4, "little"))
-    assert world.node.grantor.heard(peer, ask, path, world.now)[0].wg_endpoint == endpoint
+    assert world.node.grantor.handle_ask(peer, ask, path, world.now)[0].wg_endpoint == endpoint
 
 
 def test_who_asks_through_the_tunnel_is_not_told_where_it_is() -> None:
@@ -189,7 +189,7 @@ def test_who_asks_through_the_tunnel_is_not_told_where_it_is() -> None:
     assert peer is not None
     ask = ddpd.Ask(stamp=1, run=A[:8], wants=(ddpd.Want(0, parse_prefix("::/56")),))
     inside = ddpd.Path("fd00::1", 5000, 0, bytes(16) + (3).to_bytes(4, "little"))
-    assert world.node.grantor.heard(peer, ask, inside, world.now)[0].wg_endpoint is None
+    assert world.node.grantor.handle_ask(peer, ask, inside, world.now)[0].wg_endpoint is None
 
 
 @pytest.mark.parametrize("entry", ["2001:db8:42::/48", "2001:db8:40::/44", "2001:db8:42:5500::/64"])

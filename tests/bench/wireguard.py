@@ -3,7 +3,7 @@
     make bench                            with the others
     tests/bench/wireguard.py [RUNS]       only this
 
-        leaf ---- veth ---- hub           two namespaces, wireguard-go, both files as in the README
+        leaf ---- veth ---- hub           two namespaces, wireguard-go, both files as in docs/wireguard.md
 
 The first: from the start of the grantee's program until a packet has been to the grantor and back, from an
 address of its lease; beside it wg-quick, which makes the same tunnel from a file in which all is written down

@@ -1,23 +1,22 @@
-"""The README's handler, as printed, beside a web service that knows the assignments.
+"""The handler of docs/site.md, as printed, beside a web service that knows the assignments.
 
     exit:down 2001:db8:1::1 ------ 2001:db8:1::2 home:up
     exit:lo   127.0.0.1:8080       the service
 """
 
 import json
-import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from daemon import Daemon
+from docs import printed
 from lab import Lab, Program, eventually, needs
 
 pytestmark = needs("ip link add dev eth0 type veth")
 
-README = Path(__file__).resolve().parents[2] / "README.md"
+HANDLER = printed("import json, time\n")
 SERVICE = """
 import http.server, json, os
 class Service(http.server.BaseHTTPRequestHandler):
@@ -38,12 +37,6 @@ prefix = 2001:db8:4200::/40
 give   = /56
 """ + "".join(f"[grantee {name}]\nkey = @{name}\npools = six\n" for name in ("paid", "debtor", "dynamic", "late"))
 ASKER = "[grantor exit]\nkey = @exit\naddress = 2001:db8:1::1\nask = ::/56\n"
-
-
-def printed() -> str:
-    """The handlers of the README, as they stand there."""
-    [block] = re.findall(r"(?ms)^```python\n(.*?)^```", README.read_text())
-    return str(block)
 
 
 @pytest.fixture
@@ -70,12 +63,12 @@ def asked(lab: Lab, name: str) -> dict[str, Any]:
 
 def grantor(lab: Lab) -> Daemon:
     file = lab.folder / "handlers.py"
-    file.write_text(printed())
+    file.write_text(HANDLER)
     file.chmod(0o644)
     return lab["exit"].ddpd(EXIT.format(file)).start()
 
 
-def test_the_readmes_handler_as_printed(lab: Lab) -> None:
+def test_the_handler_as_printed(lab: Lab) -> None:
     service = serve(lab)
     exit_ = grantor(lab)
     assert [row["prefix"] for row in asked(lab, "paid")["grants"]] == ["2001:db8:9:100::/56"]
@@ -95,4 +88,4 @@ def test_the_readmes_handler_as_printed(lab: Lab) -> None:
 
 
 def test_it_fits_on_fifteen_lines() -> None:
-    assert len([line for line in printed().splitlines() if line.strip()]) <= 15
+    assert len([line for line in HANDLER.splitlines() if line.strip()]) <= 15

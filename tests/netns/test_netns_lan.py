@@ -1,4 +1,4 @@
-"""Conventional LANs: what is granted is announced by the real dnsmasq or radvd, with the README's configs as printed.
+"""Conventional LANs: what is granted is announced by the real dnsmasq or radvd, with the pages' configs as printed.
 
     exit:down ------------------ home:up   home:lan --- host:eth0
     192.0.2.1                    192.0.2.2   br-lan
@@ -9,7 +9,6 @@ The hook's folder, /run/ddpd, is one of the laboratory; nothing else of it is ch
 """
 
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -22,12 +21,12 @@ from pathlib import Path
 import pytest
 
 from daemon import Daemon
+from docs import printed
 from lab import IP, Host, Lab, Program, busybox_path, eventually, needs, with_keys
 
 pytestmark = [needs("ip link add dev eth0 type veth"), needs("command -v busybox"), needs("command -v dnsmasq"),
               needs("command -v radvd")]
 
-README = Path(__file__).resolve().parents[2] / "README.md"
 EXIT = """
 [pool six]
 prefix   = 2001:db8:42::/48
@@ -63,16 +62,7 @@ TOOLS = ("ash", "cat", "cmp", "cp")                         # BusyBox's, for the
 Seen = dict[str, tuple[int, int]]                            # address: seconds for which it is preferred, valid
 
 
-# ==== the README's ====================================================================
-
-
-def printed(start: str) -> str:
-    """The block of the README that begins so, as it stands there."""
-    blocks = re.findall(r"(?ms)^```[a-z]*\n(.*?)^```", README.read_text())
-    blocks += [re.sub(r"(?m)^    ", "", block).lstrip("\n") for block in
-               re.findall(r"(?m)(?:^    .*\n|^\n(?=    ))+", README.read_text())]
-    [block] = [block for block in blocks if block.startswith(start)]
-    return str(block)
+# ==== docs/home-router.md =============================================================
 
 
 def test_the_hook_is_short_and_clean(tmp_path: Path) -> None:
@@ -118,7 +108,7 @@ def run(lab: Lab) -> Path:
 
 
 def hook(lab: Lab, tool: str = "iproute2") -> tuple[Path, str]:
-    """The README's hook in this laboratory's folders, and the folder that stands first in PATH."""
+    """The printed hook in this laboratory's folders, and the folder that stands first in PATH."""
     text = printed("#!/bin/sh").replace("/run/ddpd", str(run(lab)))
     path = ""
     if tool == "busybox":
@@ -133,7 +123,7 @@ def hook(lab: Lab, tool: str = "iproute2") -> tuple[Path, str]:
 
 
 def announcer(lab: Lab, what: str) -> Program:
-    """The real program, with the README's config, before anything is granted."""
+    """The real program, with the printed config, before anything is granted."""
     if what == "dnsmasq":
         (lab.folder / "dnsmasq.conf").write_text(printed("interface=br-lan"))
         return lab["home"].start(f"dnsmasq --keep-in-foreground --port=0 --conf-file={lab.folder}/dnsmasq.conf "
@@ -150,7 +140,7 @@ def world(lab: Lab, what: str, tool: str = "iproute2", over: str = "2001:db8:1::
     """Grantor, not yet started, and grantee, with an announcer.  dnsmasq needs no hook for IPv6."""
     file, path = hook(lab, tool)
     if what == "dnsmasq" and ":" in over:
-        file.write_text("#!/bin/sh\n")                       # so says the README
+        file.write_text("#!/bin/sh\n")                       # so says the page
     home = lab["home"].ddpd(HOME.format(over=over, hook=file, run=run(lab)), path=path).start()
     announcer(lab, what)
     return lab["exit"].ddpd(EXIT.format(life=life), path=path), home

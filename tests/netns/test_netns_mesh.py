@@ -134,7 +134,7 @@ def says(name: str, nodes: str) -> str:
 
 
 def announces(home: Host) -> Program:
-    """dnsmasq, as in the README: unlike radvd up to 2.19 it tells hosts what is left of the kernel's lifetimes."""
+    """dnsmasq, as in docs/home-router.md: unlike radvd up to 2.19 it tells what is left of the kernel's lifetimes."""
     return home.start("dnsmasq --no-daemon --user=root --conf-file=/dev/null --port=0 --interface=br-lan --enable-ra "
                       "--ra-param=br-lan,4,60 --dhcp-leasefile=home.dnsmasq "
                       "--dhcp-range=::,constructor:br-lan,ra-only")

@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 
 import ddpd
+import docs
 from build import main as build
 from daemon import Daemon
 from lab import Lab, eventually, needs, public_of, wg_name
@@ -955,20 +956,19 @@ def test_two_interfaces_and_the_daemon_leave_each_other_alone(router: Router, la
         assert len(lab["home"].routes()) == 1
 
 
-# ==== the README's files, as printed ==================================================
+# ==== the pages' files, as printed ====================================================
 
 ALICE, EXIT = "AvRrA7O4QhBqvpkZGJOBiVEkvWMTRq5kP4EMIcPJ7H4=", "5Pz6YYy4WuOEnLQDDjYOTKO+Y7z3XKmkfnmMmUrDL0U="
-README = (Path(__file__).resolve().parents[2] / "README.md").read_text()
 
 
 def printed(begin: str, **keys: str) -> str:
     """The one block that begins so; alice and exit have the keys of those hosts."""
-    [block] = [block for block in re.findall(r"(?ms)^```[a-z]*\n(.*?)^```", README) if block.startswith(begin)]
+    block = docs.printed(begin)
     named = {"alice": ALICE, "exit": EXIT}
     for name, host in keys.items():
         assert named[name] in block
         block = block.replace(named[name], public_of(host))
-    return str(block)
+    return block
 
 
 def as_netifd_has_it(text: str, router: Router) -> tuple[str, dict[str, object]]:
@@ -987,7 +987,7 @@ def as_netifd_has_it(text: str, router: Router) -> tuple[str, dict[str, object]]
 
 
 @pytest.mark.parametrize("python", pythons(), ids=lambda path: path.replace(str(Path.home()), "~"))
-def test_the_readme_s_asking_router(lab: Lab, ipks: list[Path], python: str, tmp_path: Path) -> None:
+def test_the_printed_asking_router(lab: Lab, ipks: list[Path], python: str, tmp_path: Path) -> None:
     """On every Python that this machine has, with the oldest PyNaCl; the grantor is named by a host name."""
     why = install_pynacl(python, tmp_path / "library")
     if why:
@@ -1005,7 +1005,7 @@ def test_the_readme_s_asking_router(lab: Lab, ipks: list[Path], python: str, tmp
         assert netifd.teardown() == 0
 
 
-def test_the_readme_s_granting_router(router: Router, lab: Lab) -> None:
+def test_the_printed_granting_router(router: Router, lab: Lab) -> None:
     lab["home"].address("br-lan", "2001:db8:77:10::1/60")
     router.write("etc/config/ddpd", printed("# /etc/config/ddpd of a grantor\n", alice="hub"))
     assert router.init("start").returncode == 0, router.log()
@@ -1019,7 +1019,7 @@ def test_the_readme_s_granting_router(router: Router, lab: Lab) -> None:
         eventually(lambda: held() and held()[0].startswith("2001:db8:88:2"), 10)
 
 
-def test_the_readme_s_mesh_node(ipks: list[Path], slim: Slim, tmp_path: Path) -> None:
+def test_the_printed_mesh_node(ipks: list[Path], slim: Slim, tmp_path: Path) -> None:
     """Both prefixes are on lan, the second waits for the first; each leaves by its own exit."""
     with Lab("hub", "other", "home") as lab:
         lab.cable("hub:eth0 fd00::1/128", "home:eth0 fd00::9/128")
@@ -1046,7 +1046,7 @@ def test_the_readme_s_mesh_node(ipks: list[Path], slim: Slim, tmp_path: Path) ->
 
 
 @needs("command -v wg wireguard-go")
-def test_the_readme_s_tunnel(ipks: list[Path], slim: Slim, tmp_path: Path) -> None:
+def test_the_printed_tunnel(ipks: list[Path], slim: Slim, tmp_path: Path) -> None:
     with Lab("hub", "home") as lab:
         lab.cable("hub:eth0 203.0.113.1/24", "home:eth0 203.0.113.2/24")
         lab["home"].bridge("br-lan")

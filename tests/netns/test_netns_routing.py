@@ -1,4 +1,4 @@
-"""What ddpd installs on the grantee is announced by a real routing daemon, with the README's lines as printed.
+"""What ddpd installs on the grantee is announced by a real routing daemon, with the lines of docs/mesh.md as printed.
 
                                                                         far, behind a tunnel of home's
                                                                         2001:db8:f::1
@@ -15,16 +15,16 @@ Nobody but home is told where 2001:db8:42:1200::/56 and 10.64.7.0/24 are.
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
 from daemon import Daemon
+from docs import printed
 from lab import Host, Lab, Program, eventually, needs
 
 pytestmark = needs("ip link add dev eth0 type veth && command -v babeld && command -v bird")
 
-README = Path(__file__).resolve().parents[2] / "README.md"
+BABELD, BIRD = printed("redistribute proto 221 allow\n"), printed("protocol device { }\n")
 SIX, FOUR = "2001:db8:42:1200::/56", "10.64.7.0/24"
 TARGETS = "2001:db8:42:1200::1", "2001:db8:42:1200::2", "10.64.7.1", "10.64.7.2"
 EXIT = f"""
@@ -50,12 +50,6 @@ ask     = ::/56 on br-lan
 """
 DEFAULT = "default = dev wg0 redistribute\n"         # a default route by source in the main table, for routing daemons
 DEEPER = "2001:db8:42:1205::1"                      # plain's own part of the prefix, in the tests of that route
-
-
-def printed(program: str) -> str:
-    """The lines of the README for this program, as they stand there."""
-    [block] = re.findall(rf"(?ms)^```{program}\n(.*?)^```", README.read_text())
-    return str(block)
 
 
 @pytest.fixture
@@ -93,18 +87,18 @@ def bird(host: Host, dev: str, lines: str) -> Program:
 
 def with_babeld(lab: Lab) -> None:
     babeld(lab["plain"], "down", "redistribute local deny\n")
-    babeld(lab["home"], "eth0", printed("babeld"))
+    babeld(lab["home"], "eth0", BABELD)
 
 
 def with_bird(lab: Lab) -> None:
     """Neighbours need no `export`."""
-    bird(lab["plain"], "down", re.sub(r"export where.*?;", "", printed("bird")))
-    bird(lab["home"], "eth0", printed("bird"))
+    bird(lab["plain"], "down", re.sub(r"export where.*?;", "", BIRD))
+    bird(lab["home"], "eth0", BIRD)
 
 
 def with_bird_by_source(lab: Lab) -> None:
     """The same lines in bird's tables with source and destination; those without a source are in them too."""
-    lines = "ipv6 sadr table master6s;\n" + printed("bird").replace("ipv6 {", "ipv6 sadr {")
+    lines = "ipv6 sadr table master6s;\n" + BIRD.replace("ipv6 {", "ipv6 sadr {")
     bird(lab["plain"], "down", re.sub(r"export where.*?;", "", lines))
     bird(lab["home"], "eth0", lines)
 
@@ -135,7 +129,7 @@ def both(lab: Lab) -> tuple[Daemon, Daemon]:
 
 @each
 def test_the_next_router_learns_the_prefix_as_long_as_it_is_leased(lab: Lab, start: Start) -> None:
-    """Announced with the README's lines, reached from beyond, withdrawn when it is given back; and again."""
+    """Announced with the printed lines, reached from beyond, withdrawn when it is given back; and again."""
     start(lab)
     exit_, home = both(lab)
     assert len(exit_.status()["granted"]) == 2 and lab["exit"].routes() == []   # none of ddpd's doing
@@ -211,7 +205,7 @@ def test_a_default_route_by_source_is_announced(lab: Lab, start: Start) -> None:
 
 
 def test_bird_without_tables_by_source_leaves_it_alone(lab: Lab) -> None:
-    """It is no default route for everybody: the plain `ipv6` of the README neither learns nor announces it."""
+    """It is no default route for everybody: the plain `ipv6` that is printed neither learns nor announces it."""
     with_bird(lab)
     _, home = both(lab)
     home.write(home.config.read_text() + DEFAULT)

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pytest
 
+import docs
 from daemon import Daemon
 from lab import Host, Lab, busybox_path, changes, eventually, needs, public_of, secret_of, wg_name
 from peer import GranteePeer, Want
@@ -395,14 +396,9 @@ def test_an_address_of_another_kind_is_left_alone(peers: Lab) -> None:
     assert "fd00:9::2/128" in shown and "valid_lft forever" in shown and len(shown.splitlines()) == 1
 
 
-README = Path(__file__).resolve().parents[2] / "README.md"
-
-
 def printed(begin: str) -> str:
-    """The block of the README that begins so, with the keys, and the interface, of here."""
-    blocks = re.findall(r"(?ms)^```[a-z]*\n(.*?)^```", README.read_text())
-    block: str
-    [block] = [block for block in blocks if block.startswith(begin)]
+    """The block that begins so, with the keys of here."""
+    block = docs.printed(begin)
     for there, here in (("AvRrA7O4QhBqvpkZGJOBiVEkvWMTRq5kP4EMIcPJ7H4=", public_of("leaf")),
                         ("5Pz6YYy4WuOEnLQDDjYOTKO+Y7z3XKmkfnmMmUrDL0U=", public_of("hub")),
                         ("KIYmxqiBZzbIV+uQ1xbKTkL2UhKSiHhdtRfR1Ny9PHE=", b64encode(secret_of("leaf")).decode())):
@@ -411,7 +407,7 @@ def printed(begin: str) -> str:
 
 
 @pytest.fixture
-def readme() -> Iterator[Lab]:
+def alice() -> Iterator[Lab]:
     with Lab("hub*", "leaf*") as lab:
         lab.cable("hub:eth0 203.0.113.1/24", "leaf:eth0 203.0.113.2/24")
         lab["leaf"].bridge("br-lan")
@@ -419,34 +415,34 @@ def readme() -> Iterator[Lab]:
         yield lab
 
 
-def test_the_readme_s_two_files(readme: Lab) -> None:
-    readme["hub"].ddpd(printed("; /etc/ddpd.conf on the hub").replace("wg0", HUB_WG)).start()
-    leaf = readme["leaf"].ddpd(printed("; /etc/ddpd.conf at alice's").replace("wg0", LEAF_WG)).start()
-    leaf.eventually(lambda: len(readme["leaf"].addresses("br-lan")) == 1 == len(readme["leaf"].addresses(LEAF_WG)))
-    own = readme["leaf"].addresses("br-lan")[0].split("/")[0]
-    eventually(lambda: readme["leaf"].reaches("fd00:9::1", own))
+def test_the_two_files_as_printed(alice: Lab) -> None:
+    alice["hub"].ddpd(printed("; /etc/ddpd.conf on the hub").replace("wg0", HUB_WG)).start()
+    leaf = alice["leaf"].ddpd(printed("; /etc/ddpd.conf at alice's").replace("wg0", LEAF_WG)).start()
+    leaf.eventually(lambda: len(alice["leaf"].addresses("br-lan")) == 1 == len(alice["leaf"].addresses(LEAF_WG)))
+    own = alice["leaf"].addresses("br-lan")[0].split("/")[0]
+    eventually(lambda: alice["leaf"].reaches("fd00:9::1", own))
 
 
-def test_the_readme_s_wg_quick(readme: Lab) -> None:
+def test_wg_quick_as_printed(alice: Lab) -> None:
     """It asks before there is an interface, and has an address when there is one."""
-    hub = readme["hub"].ddpd(printed("; /etc/ddpd.conf on the hub").replace("wg0", HUB_WG)).start()
-    leaf = readme["leaf"].ddpd(printed("; /etc/ddpd.conf at alice's").replace("wg0", LEAF_WG))
-    tools = readme.folder / "tools"
+    hub = alice["hub"].ddpd(printed("; /etc/ddpd.conf on the hub").replace("wg0", HUB_WG)).start()
+    leaf = alice["leaf"].ddpd(printed("; /etc/ddpd.conf at alice's").replace("wg0", LEAF_WG))
+    tools = alice.folder / "tools"
     tools.mkdir()
     (tools / "ddpd").write_text(f'#!/bin/sh\nexec {sys.executable} {leaf.program} "$@"\n')
     (tools / "ddpd").chmod(0o755)
-    conf = readme.folder / f"{LEAF_WG}.conf"
+    conf = alice.folder / f"{LEAF_WG}.conf"
     text = printed("# /etc/wireguard/wg0.conf at alice's").replace("/etc/ddpd.conf", str(leaf.config))
-    conf.write_text(text.replace("/run/", f"{readme.folder}/"))
+    conf.write_text(text.replace("/run/", f"{alice.folder}/"))
     conf.chmod(0o600)
-    readme["leaf"].sh(f"env PATH={tools}:{os.environ['PATH']} wg-quick up {conf}")
+    alice["leaf"].sh(f"env PATH={tools}:{os.environ['PATH']} wg-quick up {conf}")
     try:
-        own = {address.split("/")[0] for address in readme["leaf"].addresses(LEAF_WG)}
+        own = {address.split("/")[0] for address in alice["leaf"].addresses(LEAF_WG)}
         assert own & {row["prefix"].split("/")[0] for row in hub.status()["granted"]}
-        eventually(lambda: readme["leaf"].reaches("2001:db8:42:ffff::1", own.copy().pop()))
-        assert readme["leaf"].reaches("fd00:9::1")
+        eventually(lambda: alice["leaf"].reaches("2001:db8:42:ffff::1", own.copy().pop()))
+        assert alice["leaf"].reaches("fd00:9::1")
     finally:
-        readme["leaf"].sh(f"wg-quick down {conf}")
+        alice["leaf"].sh(f"wg-quick down {conf}")
 
 
 def test_introductions(peers: Lab) -> None:
