@@ -238,7 +238,7 @@ def test_networks_are_devices(router: Router, options: dict[str, Any], line: str
     assert [call[1] for call in router.calls if call[0] == "procd_add_reload_interface_trigger"] == networks
 
 
-@pytest.mark.parametrize(("text", "says"), [
+BAD_OPTIONS = [
     (uci("pool", "home", prefix="2001:db8:42::/48"), "[pool home] give: missing"),
     (uci("pool", "home", prefix="ula", gives="/56"), "[pool home] gives: no such key (did you mean 'give'?)"),
     (uci("pol", "home", prefix="2001:db8:42::/48"), "[pol home]: no such section (did you mean 'pool'?)"),
@@ -249,13 +249,18 @@ def test_networks_are_devices(router: Router, options: dict[str, Any], line: str
     (uci("ndp", "", proxy="leased").replace(" ''", "") + POOL, "[ndp cfg1] device: missing"),
     (uci("grantee", "bob-laptop", key=public_of("hub"), pools="home") + POOL, "Parse error"),
     (POOL.replace("/56'", "/56"), "Parse error"),
-])
-def test_a_bad_option_is_said_and_nothing_starts(router: Router, text: str, says: str) -> None:
-    router.write("etc/config/ddpd", MAIN + text)
-    assert router.init("start").returncode != 0 and router.instance is None
-    assert says in router.log() and "Traceback" not in router.log()
-    assert not list((router.root / "var/run").glob("ddpd/*.new"))
-    assert ("procd_add_reload_trigger", "ddpd") in router.calls                 # mended, it starts
+]
+
+
+def test_a_bad_option_is_said_and_nothing_starts(router: Router) -> None:
+    for text, says in BAD_OPTIONS:
+        before = len(router.log())
+        router.write("etc/config/ddpd", MAIN + text)
+        assert router.init("start").returncode != 0 and router.instance is None
+        said = router.log()[before:]
+        assert says in said and "Traceback" not in said
+        assert not list((router.root / "var/run").glob("ddpd/*.new"))
+        assert ("procd_add_reload_trigger", "ddpd") in router.calls             # mended, it starts
 
 
 def test_a_disabled_section_is_left_out(router: Router) -> None:
@@ -426,7 +431,7 @@ release = yes
 """
 
 
-@pytest.mark.parametrize(("more", "old", "new"), [
+OPTIONS: list[tuple[dict[str, object], str, str]] = [
     ({}, "", ""),
     ({"ask": []}, "", ""),
     ({"ask": None}, "", ""),
@@ -444,18 +449,22 @@ release = yes
     ({"keepalive": "25s"}, "release = yes\n", "release = yes\nkeepalive = 25s\n"),
     ({"accept": ["2000::/3", "10.0.0.0/8"]}, "release = yes\n", "release = yes\naccept = 2000::/3\n    10.0.0.0/8\n"),
     ({"keyfile": "/etc/ddpd/second"}, "key = /etc/ddpd/key", "key = /etc/ddpd/second"),
-])
-def test_options_of_the_protocol(router: Router, more: dict[str, object], old: str, new: str) -> None:
-    calls = Netifd(router, "wan6d", wan6d(**more), "eth0").handler("setup")
-    assert [call for call in calls if call[0] == "proto_notify_error"] == []
-    conf = re.sub(r"\n +", "\n    ", router.read("var/run/ddpd/if-wan6d.conf"))
-    conf = conf.removesuffix("# end\n")
-    assert conf == BASE.format(key=public_of("hub")).replace(old, new, 1)
-    assert calls[-1] == ("proto_run_command", "wan6d", "/usr/sbin/ddpd", "-c", "/var/run/ddpd/if-wan6d.conf")
-    assert (router.root / "var/run/ddpd/if-wan6d.conf").stat().st_mode & 0o777 == 0o600
+]
 
 
-WRONG = [
+def test_options_of_the_protocol(router: Router) -> None:
+    for more, old, new in OPTIONS:
+        print(f"[+] {more}")
+        calls = Netifd(router, "wan6d", wan6d(**more), "eth0").handler("setup")
+        assert [call for call in calls if call[0] == "proto_notify_error"] == []
+        conf = re.sub(r"\n +", "\n    ", router.read("var/run/ddpd/if-wan6d.conf"))
+        conf = conf.removesuffix("# end\n")
+        assert conf == BASE.format(key=public_of("hub")).replace(old, new, 1)
+        assert calls[-1] == ("proto_run_command", "wan6d", "/usr/sbin/ddpd", "-c", "/var/run/ddpd/if-wan6d.conf")
+        assert (router.root / "var/run/ddpd/if-wan6d.conf").stat().st_mode & 0o777 == 0o600
+
+
+WRONG: list[tuple[dict[str, object], str]] = [
     ({"grantor": []}, "MISSING_GRANTOR"), ({"key": ""}, "MISSING_KEY"), ({"key": "abc"}, "INVALID_CONFIG"),
     ({"ask": ["::/56 in lan"]}, "INVALID_CONFIG"), ({"grantor": ["a_b"]}, "INVALID_CONFIG"),
     ({"hostname": "x;y"}, "INVALID_CONFIG"), ({"hostname": "x\n[pool p]"}, "INVALID_CONFIG"),
@@ -464,16 +473,20 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("more", "code"), WRONG)
-def test_what_is_wrong_rests_until_it_is_mended(router: Router, more: dict[str, object], code: str) -> None:
+def test_what_is_wrong_rests_until_it_is_mended(router: Router) -> None:
     """`network reload` is all that the mending needs; until then no process comes and goes."""
-    netifd = Netifd(router, "wan6d", wan6d(**more), "eth0")
-    netifd.setup()
-    assert netifd.rests() and netifd.shown[0][0] == code
-    good = {"keyfile": "", "hostname": "", "accept": [], "keepalive": "", **wan6d()}
-    netifd.reload(**good)
-    assert netifd.runs()
-    netifd.teardown()
+    mended: set[str] = set()
+    for more, code in WRONG:
+        print(f"[+] {more}")
+        netifd = Netifd(router, "wan6d", wan6d(**more), "eth0")
+        netifd.setup()
+        assert netifd.rests() and netifd.shown[0][0] == code
+        if code not in mended:
+            good = {"keyfile": "", "hostname": "", "accept": [], "keepalive": "", **wan6d()}
+            netifd.reload(**good)
+            assert netifd.runs()
+        mended.add(code)
+        netifd.teardown()
 
 
 def test_without_python_it_says_so_and_waits_for_it(router: Router) -> None:
@@ -773,12 +786,12 @@ def test_what_is_over_takes_the_interface_down(router: Router, lab: Lab) -> None
 
 
 def test_a_dead_grantor_is_waited_for(router: Router, lab: Lab) -> None:
-    """60 s without a grantor: the task lives on, with the same pid; the error is shown; then it is answered."""
+    """Without a grantor: the task lives on, with the same pid; the error is shown; then it is answered."""
     netifd = Netifd(router, "wan6d", wan6d(), "eth0")
     netifd.setup()
     assert netifd.task is not None
     eventually(lambda: netifd.hear() and netifd.errors(), 15)
-    until = time.monotonic() + 60
+    until = time.monotonic() + 15
     while time.monotonic() < until:
         assert netifd.task.poll() is None
         time.sleep(0.5)
