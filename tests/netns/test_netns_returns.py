@@ -333,21 +333,6 @@ def moves(lab: Lab, hosts: Path) -> None:
     hosts.write_text("203.0.113.2 hub.test\n")
 
 
-@pytest.mark.slow
-def test_a_name_with_another_address_is_noticed_long_before_t1(lab: Lab) -> None:
-    """Bound for hours: a minute after the name has moved, the grantor is asked where it is now."""
-    hosts, wrap = named(lab)
-    hosts.write_text("203.0.113.1 hub.test\n")
-    lab["exit"].address("lo", "203.0.113.1/32")
-    lab["home"].ip("route add 203.0.113.0/24 via 192.0.2.1")
-    lab["exit"].ddpd(exit_text()).start()
-    home = lab["home"].ddpd(HOME.format("hub.test"), wrap=wrap).start()
-    home.eventually(lambda: is_bound(home))
-    moves(lab, hosts)
-    home.eventually(lambda: "203.0.113.2" in at(home), 70)
-    home.eventually(lambda: is_bound(home) and age(home) < 5, 3)
-
-
 HUB_WG, HOME_WG = wg_name("hub"), wg_name("home")
 
 
@@ -355,7 +340,8 @@ HUB_WG, HOME_WG = wg_name("hub"), wg_name("home")
 @needs("ip tuntap add dev tun0 mode tun && command -v wireguard-go wg")
 @pytest.mark.parametrize("endpoint", ["", "endpoint = hub.test:51820\n"], ids=["where it asks", "by name"])
 def test_a_tunnel_follows_a_name_with_another_address(lab: Lab, endpoint: str) -> None:
-    """The hub is asked by its name, or said where the tunnel's other end is by that name."""
+    """The hub is asked by its name, or said where the tunnel's other end is by that name.  T1 is hours away: a minute
+    after the name has moved it is noticed, the grantor is asked where it is now, and the tunnel leads there."""
     hosts, wrap = named(lab)
     hosts.write_text("203.0.113.1 hub.test\n")
     lab["exit"].address("lo", "203.0.113.1/32")
@@ -368,6 +354,9 @@ def test_a_tunnel_follows_a_name_with_another_address(lab: Lab, endpoint: str) -
     eventually(lambda: endpoint_of(lab) == "203.0.113.1:51820", 8, "a tunnel")
     moves(lab, hosts)
     home.eventually(lambda: endpoint_of(lab) == "203.0.113.2:51820", 70)
+    if not endpoint:
+        assert "203.0.113.2" in at(home)
+        home.eventually(lambda: is_bound(home) and age(home) < 5, 3)
 
 
 def endpoint_of(lab: Lab) -> str:
@@ -429,8 +418,8 @@ def test_a_duplicate_on_the_lan_is_told_and_not_fought_for() -> None:
         home = host.ddpd(HOME.format("2001:db8:1::1").replace("br-lan", "lan0")).start()
         home.eventually(lambda: is_bound(home))
         eventually(lambda: removed(seen, address) > 0, 5, "a kernel that finds duplicates")
-        time.sleep(20)
-        assert removed(seen, address) <= 10
+        time.sleep(8)
+        assert removed(seen, address) <= 6, "less and less often"
         said = [line for line in home.log().splitlines() if "duplicate" in line.lower()]
         assert len(said) == 1 and address in said[0] and "lan0" in said[0], said
         assert re.search(rf"(?i){address}.*duplicate|duplicate.*{address}", home.command("status").stdout)
