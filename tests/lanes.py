@@ -3,7 +3,8 @@
 
     tests/lanes.py [ARGUMENT...]      what pytest takes
 
-What the last lane says comes at once, what the others say when all are done.  Ends with 0 if all do.
+What the last lane says comes at once, what the others say when all are done; then how long each took.  Ends with 0 if
+all do.
 """
 
 from __future__ import annotations
@@ -12,43 +13,68 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from pathlib import Path
 from typing import IO
 
 NETNS = "tests/netns"
-APART = [f"{NETNS}/test_netns_{name}.py" for name in ("wireguard", "door", "demos", "ndp", "vps")]
-ROUTER = [f"{NETNS}/test_netns_router.py"]
-LAST = [f"{NETNS}/test_netns_scan.py"]     # wants a machine that has grown quiet
+LAST = f"{NETNS}/test_netns_scan.py"       # wants a machine that has grown quiet
 COMPUTING = [f"--ignore={NETNS}", "-m"]
-LANES = (                                  # each of them one after the other
-    [[NETNS, *(f"--ignore={path}" for path in APART + ROUTER + LAST)]],
-    [APART],
-    [ROUTER],
-    [[*COMPUTING, "slow"]],
-    [[*COMPUTING, "not slow"], LAST],
-)
+WAITING = 4                                # lanes of what waits
+# Seconds that the longest take, roughly; the others take OTHERS.  No lane should be much longer than another.
+SECONDS = {"router": 300, "returns": 250, "wireguard": 200, "life": 130, "ndp": 130, "sources": 100, "vps": 100}
+OTHERS = 50
+
+Part = list[str]                           # what one pytest is told
 
 
-def run(lane: list[list[str]], argv: list[str], said: IO[bytes] | None) -> bool:
+def weight(path: str) -> int:
+    return SECONDS.get(path.removeprefix(f"{NETNS}/test_netns_").removesuffix(".py"), OTHERS)
+
+
+def shared(paths: Iterable[str], lanes: int) -> list[Part]:
+    """The longest first, each to who has least to do."""
+    found: list[Part] = [[] for _ in range(lanes)]
+    for path in sorted(paths, key=weight, reverse=True):
+        min(found, key=lambda part: sum(map(weight, part))).append(path)
+    return found
+
+
+def all_lanes() -> list[list[Part]]:
+    """Of each, parts one after the other."""
+    root = Path(__file__).resolve().parent.parent
+    waiting = {str(path.relative_to(root)) for path in (root / NETNS).glob("test_*.py")} - {LAST}
+    return [*([part] for part in shared(sorted(waiting), WAITING)), [[*COMPUTING, "slow"]],
+            [[*COMPUTING, "not slow"]]]
+
+
+def run(lane: list[Part], argv: Part, said: IO[bytes] | None) -> tuple[bool, float]:
     """Who computes must not keep those waiting who look at the time."""
-    codes = []
+    codes, began = [], time.monotonic()
     for part in lane:
         command = ["nice", "-n", "5" if "-m" in part else "0", sys.executable, "-m", "pytest", *argv, *part]
         codes.append(subprocess.run(command, stdout=said, stderr=said, check=False).returncode)
-    return not any(codes)
+    return not any(codes), time.monotonic() - began
 
 
 def main(argv: list[str]) -> int:
-    with ExitStack() as stack, ThreadPoolExecutor() as threads:
-        files = [stack.enter_context(tempfile.TemporaryFile()) for _ in LANES[1:]]
-        lanes = [threads.submit(run, lane, argv, said) for lane, said in zip(LANES, [*files, None], strict=True)]
-        done = [lane.result() for lane in lanes]
+    lanes = all_lanes()
+    with ExitStack() as stack, ThreadPoolExecutor(len(lanes)) as threads:
+        files = [stack.enter_context(tempfile.TemporaryFile()) for _ in lanes[1:]]
+        running = [threads.submit(run, lane, argv, said) for lane, said in zip(lanes, [*files, None], strict=True)]
+        done = [(lane.result(), parts) for lane, parts in zip(running, lanes, strict=True)]
+        last = [[LAST]]
+        done.append((run(last, argv, None), last))
         for said in files:
             said.seek(0)
             shutil.copyfileobj(said, sys.stdout.buffer)
             sys.stdout.flush()
-    return 0 if all(done) else 1
+    for (_, took_s), parts in done:
+        print(f"{took_s:6.0f} s  {'; '.join(' '.join(part) for part in parts)}".replace(f"{NETNS}/test_netns_", ""))
+    return 0 if all(is_good for (is_good, _), _ in done) else 1
 
 
 if __name__ == "__main__":
