@@ -166,7 +166,7 @@ def test_nothing_else_is_announced(lab: Lab, start: Start) -> None:
     home.stop()
     home.start()
     assert home.command("renew").returncode == 0
-    assert arrive(lab) == list(TARGETS)
+    eventually(lambda: arrive(lab) == list(TARGETS), 5, "packets arrive")
     assert known(lab["plain"]) == {SIX, FOUR}
     assert news() == heard
 
