@@ -1,10 +1,10 @@
-"""A day of a provider with two exits: twenty homes, one process, a virtual clock.
+"""A day of a provider with two exits: ten homes, one process, a virtual clock.
 
     hub0     hub1        exits: grantors, each with its pool; off for minutes, one or both
       |       |
     ==+=======+==        that loses, delays, doubles and damages
       |       |
-    leaf0 .. leaf19      homes: grantees, each of which asks both
+    leaf0 .. leaf9       homes: grantees, each of which asks both
 
 The world of test_simulation.py, larger and longer: 24 hours of weather (loss, reordering, restarts, crashes,
 lost and full disks, wrong clocks, renumbering, exits that are switched off), everything that has to hold
@@ -22,7 +22,7 @@ import pytest
 import ddpd
 from test_simulation import Host, World, satisfied, stories
 
-EXITS, HOMES = 2, 20
+EXITS, HOMES = 2, 10
 HOUR_S = 3600.0
 DAY_S, CALM_S = 24 * HOUR_S, 2 * HOUR_S
 STORMS, OUTAGES = 240, 12                    # a day
