@@ -197,23 +197,6 @@ def test_cut_at_every_byte() -> None:
         assert damage
 
 
-def test_every_byte_changed_never_crashes_a_start() -> None:
-    made = node()
-    data = Bytes(made.run_record(True, NOW), granted(1), granted(2, BOB)).data
-    dice = random.Random(3)
-    for _ in range(1000):
-        wild = bytearray(data)
-        for _ in range(dice.randint(1, 3)):
-            wild[dice.randrange(len(wild))] = dice.choice(b' "{}[],:0129eE-.\\n\xff\0' + b"tfal")
-        try:
-            found, damage = parse(bytes(wild))
-        except ddpd.NewerFile:
-            continue
-        fresh = node()
-        damage += fresh.restore(found, NOW)
-        fresh.recover(damage, False, NOW)
-
-
 STRANGE: list[Any] = [None, True, -1, 1.5, 10**400, "", "x", [], {}, float("inf"), "ü" * 500]
 MADE_RECORDS = [
     granted(1), {"kind": "slot", "grantor": "exit1", "line": "6/56#0", "slot": 3},
