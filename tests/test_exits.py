@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,13 +92,6 @@ def test_what_is_not_renewed_in_time_fades_once_and_is_told() -> None:
     assert ("a", "bound") in hooks(again) and LAN_A in home.preferred(T0 + 90)
 
 
-def test_a_lease_on_file_that_is_preferred_no_longer_has_faded_already() -> None:
-    record = {"key": "", "slot": 0, "prefix": str(A), "ticket": ddpd.show_key(bytes(20)), "ends": T0 + 50,
-              "prefers": T0 - 5, "wall": 0, "current": True, "boot": "boot"}
-    held = ddpd.held_of(record, "boot", at(T0))
-    assert held is not None and held.faded
-
-
 @pytest.mark.parametrize(("renew", "longest"), [(2, 8.0), (30, 30.0), (4000, 120.0)])
 def test_a_lease_that_is_renewed_often_is_asked_for_often(renew: int, longest: float) -> None:
     """An exit with a short T1 that was away for an hour is found again soon."""
@@ -127,13 +119,6 @@ def test_what_comes_deprecated_has_faded_and_is_no_news_each_time() -> None:
     home.answer("a", A, preferred=0, boot=T0 + 10)
     effects = home.answer("a", A, preferred=0, boot=T0 + 20)
     assert home.a.held[0].faded and ("a", "renewed") in hooks(effects)
-
-
-def test_of_what_is_preferred_no_longer_nobody_asks_every_second() -> None:
-    """A pool that follows a silent grantor: what its own grantees can hear by asking often is nothing."""
-    pool, = ddpd.read_config("[pool p]\nprefix = 2001:db8::/48\ngive = /56\nlifetime = 1h\nrenew = 5s\n", "t").pools
-    assert ddpd.times_of(replace(pool, prefers=T0 - 1, renew_s=900.0), 3000.0, at(T0)) == (60.0, 60.0, 0.0)
-    assert ddpd.times_of(replace(pool, prefers=T0 + 30), 3000.0, at(T0)) == (5.0, 24.0, 30.0)
 
 
 def test_a_lease_that_is_over_before_its_answer_is_here_is_asked_for_again() -> None:
@@ -312,14 +297,6 @@ def test_who_gave_everything_back_is_left_in_peace() -> None:
     home.a.step(Event.RELEASE, at(T0))
     home.a.enter(State.RELEASED, float("inf"))
     assert ddpd.Call("a") not in home.node.routed({("grantor", "a"): way()}, (), stirred=True, now=at(T0))
-
-
-def test_the_default_routers_are_asked_each_once_best_first() -> None:
-    gates = (*GATES, ddpd.Gateway(2048, 3, ddpd.Reach("fe80::9", "br-lan"), 6), GATES[0],
-             ddpd.Gateway(4096, TUN, ddpd.Reach("", "tun0"), 4))
-    assert ddpd.places_of("gateway", gates) == (
-        ddpd.Path("::ffff:192.0.2.254", 0), ddpd.Path("fe80::9", 0, UP), ddpd.Path("fe80::9", 0, 3))
-    assert ddpd.places_of("gateway%br-lan", gates) == (ddpd.Path("fe80::9", 0, 3),)
 
 
 def test_a_default_router_that_goes_is_asked_no_more() -> None:

@@ -104,14 +104,6 @@ def test_a_renewal_gets_the_same_and_writes_nothing() -> None:
     assert hub.node.wanted.records == {}
 
 
-@pytest.mark.parametrize("clean", [True, False])
-def test_a_restart_changes_nothing(clean: bool) -> None:
-    hub = Hub()
-    first = hub.get("alice", want(0), want(1, "::/56"))
-    hub.restart(clean)
-    assert hub.get("alice", want(0), want(1, "::/56")) == first
-
-
 def test_a_lost_run_record_expires_nothing() -> None:
     hub = Hub()
     first = hub.get("alice", want(0))
@@ -200,17 +192,6 @@ def test_hold_ends() -> None:
 
 # ---- refusals
 
-@pytest.mark.parametrize(("text", "wanted", "reason", "says"), [
-    (HOME, want(0, "0.0.0.0/24"), ddpd.Reason.NO_POOL, "IPv4"),
-    (HOME, want(0, "::/48"), ddpd.Reason.LENGTH, "(given: /56-/64)"),
-    (HOME, want(0, "::/65"), ddpd.Reason.LENGTH, "/64"),
-    ("[pool home]\nprefix = 2001:db8:42::/64\ngive = /64\nreserve = 2001:db8:42::/64\n", want(0),
-     ddpd.Reason.FULL, "/64"),
-])
-def test_refusals(text: str, wanted: ddpd.Want, reason: ddpd.Reason, says: str) -> None:
-    refusal, = Hub(text).ask("alice", wanted).refusals
-    assert refusal.reason == reason and says in refusal.text and refusal.again_s >= 60
-
 
 def test_a_long_refusal_is_cut() -> None:
     """A text that is too long would not be encoded, or dropped by who reads it."""
@@ -238,11 +219,6 @@ def test_the_limit_counts_a_family_and_the_unnamed_unrenewed_slot_goes_first() -
     answer = hub.ask("alice", want(3))                         # slot 0 was unrenewed for longest
     assert [grant.slot for grant in answer.grants] == [3]
     assert {lease.slot for lease in hub.peer("alice").living()} == {1, 2, 3}
-
-
-def test_lengths_of_the_agreement() -> None:
-    hub = Hub(more="limit = 4\nlengths = /60")
-    assert hub.refused("alice", want(0), want(1, "::/60")) == [ddpd.Reason.LENGTH]
 
 
 def test_new_leases_come_from_a_token_bucket() -> None:
@@ -325,14 +301,6 @@ def ticket_of(hub: Hub, name: str, slot: int = 0) -> tuple[str, bytes]:
     return str(grant.prefix), grant.ticket
 
 
-def test_a_ticket_is_confirmed_though_nothing_is_known_of_it() -> None:
-    hub = Hub()
-    prefix, ticket = ticket_of(hub, "alice")
-    hub.restart(lost=True)
-    assert hub.refused("alice", want(0)) == [ddpd.Reason.RECOVERING]
-    assert hub.get("alice", want(0, prefix, ticket)) == [ddpd.parse_prefix(prefix)]
-
-
 @pytest.mark.parametrize("forgery", [
     "another's", "other slot", "other length", "other prefix", "flipped", "none", "other hour"])
 def test_what_is_no_ticket(forgery: str) -> None:
@@ -411,15 +379,6 @@ def test_no_ticket_opens_what_is_reserved(text: str) -> None:
     hub.restart(lost=True)
     hub.configure(text)
     assert hub.get("alice", want(0, prefix, ticket)) == []
-
-
-def test_recovering_ends_with_the_longest_lifetime() -> None:
-    hub = Hub()
-    hub.restart(lost=True)
-    refusal, = hub.ask("alice", want(0)).refusals
-    assert refusal.reason == ddpd.Reason.RECOVERING and "3600" in refusal.text
-    hub.later(3601)
-    assert hub.get("alice", want(0))
 
 
 @pytest.mark.parametrize(("hold", "lifetime", "left"), [
@@ -687,19 +646,6 @@ class Pair:
         return {str(held.prefix) for held in self.leaf.grantees["h"].held if held.current}
 
 
-@pytest.mark.parametrize("lost", [False, True], ids=["known", "ticket only"])
-def test_after_a_restart_a_known_grantee_asks_twice(lost: bool) -> None:
-    """Or one that brings a ticket: a recorded ask must not bring back what was given up since."""
-    pair = Pair()
-    pair.trip()
-    first = pair.held
-    pair.hub.restart(lost=lost)
-    pair.leaf.initiators["h"].session = None
-    assert pair.trip() == [ddpd.Call("h")]                     # stale: once more, sealed
-    pair.trip()
-    assert pair.held == first and pair.hub.node.counters["sent_sealed"] == 1
-
-
 def test_after_stale_two_slots_still_fit() -> None:
     pair = Pair(lines="::/64\n  ::/60\n  ::/56\n  ::/62")
     pair.trip()
@@ -876,13 +822,3 @@ def test_what_cannot_be_written_takes_nothing_from_who_has(want_: str) -> None:
     assert hub.grantor.former == {} and hub.grantor.stock.living["home"] == 1
     assert hub.refused("alice", want(1, "::/60")) == [ddpd.Reason.DISK]
     assert hub.get("alice", want(0, "::/56")) == first
-
-
-def test_what_is_written_is_not_undone_later() -> None:
-    hub = Hub()
-    hub.get("alice", want(0, "::/56"))
-    hub.ask("alice", want(0, "::/60"))
-    hub.ask("alice", want(0, "::/61"))
-    hub.grantor.unsaved()
-    assert [lease.prefix.length for lease in hub.peer("alice").leases
-            if lease.state is ddpd.LeaseState.ACTIVE] == [60]

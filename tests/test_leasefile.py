@@ -115,15 +115,6 @@ def test_the_later_serial_wins_wherever_it_stands() -> None:
     assert [r["left"] for r in parse(json.dumps(rows).encode())[0]] == [2]
 
 
-@pytest.mark.skipif(not shutil.which("jq"), reason="no jq")
-def test_jq_can_read_it() -> None:
-    file = Bytes(*map(granted, range(3)))
-    file.change(granted(9), gone=(granted(1),))
-    said = subprocess.run(["jq", "-r", ".[] | select(.kind == \"granted\") | .prefix"], input=file.data,
-                          capture_output=True, check=True).stdout.decode().split()
-    assert set(said) >= {granted(n)["prefix"] for n in (0, 2, 9)}
-
-
 @pytest.mark.parametrize("leases", [1, 1000, 30_000])
 def test_one_more_costs_the_same_however_many_there_are(leases: int) -> None:
     file = ddpd.LeaseFile()

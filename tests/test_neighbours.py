@@ -206,13 +206,6 @@ def test_what_is_known_of_askers_is_bounded_and_ends_with_the_interfaces_address
     assert isinstance(found, bytes) and found[6:12] == found[-6:] == OTHER
 
 
-def test_no_interface_no_answer_to_a_seek() -> None:
-    proxy = proxy_of("proxy = auto ::/0")
-    proxy.settle(ddpd.NO_PLACE)
-    with pytest.raises(ddpd.Drop, match="no route"):
-        proxy.led(bytes(S), ddpd.read_solicitation(bytes(S)), 3, 0.0)
-
-
 # ---- rules
 
 @pytest.mark.parametrize(("lines", "leases", "outcomes"), [

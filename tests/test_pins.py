@@ -172,13 +172,6 @@ def test_what_is_logged_of_a_row_is_one_line(site: Site, capfd: pytest.CaptureFi
     assert "2001:db8:42:100::/56" in owned(daemon.config)
 
 
-def test_a_quote_that_is_not_closed_swallows_nothing(site: Site) -> None:
-    site.csv("\"alice,,2001:db8:42:300::/56", *GOOD, "bob,,\"2001:db8:42:400::/56")
-    config = site.load()
-    assert [line.partition(": ")[0] for line in named(config)] == ["pins.csv:2", "pins.csv:5"]
-    assert owned(config) == KEPT
-
-
 def test_an_id_that_is_not_known_is_kept_for_nobody(site: Site) -> None:
     """The customer may come tomorrow; until then nobody else gets it."""
     site.pools = HOME.replace("::/48", "::/55")
@@ -691,13 +684,6 @@ def test_until() -> None:
     assert (refusal.reason, refusal.text) == (ddpd.Reason.ENDED, "the agreement is over")
 
 
-def test_until_ends_a_lease_for_ever_too() -> None:
-    hub = Hub(HOME.replace("1h", "forever"), ["alice"], "until = 2023-11-14T23:13")
-    assert hub.ask("alice", want(0)).grants[0].valid_s < 3600
-    hub.later(3601)
-    assert hub.living() == []
-
-
 def test_until_that_is_put_off_by_a_reload() -> None:
     hub = Hub(HOME, ["alice"], "until = 2023-11-14T23:13")
     first = hub.get("alice", want(0))
@@ -818,24 +804,6 @@ def test_after_a_revoke_another_may_be_had() -> None:
     assert hub.grantor.stock.is_free(prefix)
 
 
-def test_only_the_slot_that_is_named_is_revoked() -> None:
-    hub = Hub(HOME)
-    one, two = hub.get("alice", want(0), want(1))
-    hub.node.revoke(hub.peer("alice"), 1, hub.now)
-    assert hub.living() == [one]
-    assert hub.refused("alice", want(0, str(one)), want(1, str(two))) == [ddpd.Reason.REVOKED]
-
-
-def test_a_revoke_that_is_undone_gives_the_same_back() -> None:
-    hub = Hub(HOME)
-    prefix, = hub.get("alice", want(0))
-    hub.node.revoke(hub.peer("alice"), None, hub.now)
-    hub.restart()
-    assert hub.refused("alice", want(0, str(prefix))) == [ddpd.Reason.REVOKED]
-    hub.node.forgive(hub.peer("alice"), None, hub.now)
-    assert hub.get("alice", want(0)) == [prefix]
-
-
 def test_a_ticket_of_what_is_revoked_is_refused() -> None:
     hub = Hub(HOME)
     grant, = hub.ask("alice", want(0)).grants
@@ -903,17 +871,6 @@ def test_a_revoke_is_the_end() -> None:
     hub.ask("alice", want(0, str(prefix)))
     hub.later(31 * 86400)
     assert hub.events() == [("begun", "alice", str(prefix)), ("revoked", "alice", str(prefix))]
-
-
-@pytest.mark.parametrize("clean", [True, False])
-def test_a_restart_begins_and_ends_nothing(clean: bool) -> None:
-    hub = Billed()
-    prefix, = hub.get("alice", want(0))
-    hub.restart(clean)
-    assert hub.get("alice", want(0)) == [prefix]
-    hub.later(3601)
-    assert hub.events() == [("begun", "alice", str(prefix)), ("ended", "alice", str(prefix))]
-    assert hub.rows[1]["begun"] == int(WALL)
 
 
 def test_what_ran_out_while_nobody_ran_is_ended_at_the_start() -> None:

@@ -55,11 +55,6 @@ def test_an_ipv6_address_loses_its_lifetime_before_it_goes() -> None:
         "addr del 2001:db8:1::1/64 dev br0"]
     assert len(LINES[5][0].delete_lines(221)) == len(LINES[0][0].delete_lines(221)) == 1
 
-
-def test_another_mark() -> None:
-    assert ddpd.Route(P6, 254).add_line(99, NOW).endswith("proto 99 metric 9900")
-    assert "pref 9901 " in ddpd.Rule(6, P6, 9901).add_line(99, NOW)
-
 # ---- netlink, in bytes that the kernel would send
 
 def attribute(number: int, value: bytes) -> bytes:
@@ -168,12 +163,6 @@ def test_a_default_route_with_two_next_hops_is_two_gateways() -> None:
     found = ddpd.gateways_of([(24, body)], 221, {2: "eth0", 5: "eth1"})
     assert [(one.reach.via, one.reach.dev, one.scope) for one in found] == \
         [("fe80::1", "eth0", 2), ("fe80::2", "eth1", 5)]
-
-
-def test_a_host_address_has_no_neighbours() -> None:
-    links = ddpd.Links({2: "eth0"}, ((2, ddpd.parse_interface("10.0.0.1/32")),))
-    assert not links.neighbour(ddpd.parse_host("10.0.0.1"), 2)
-    assert not links.neighbour(ddpd.parse_host("10.0.0.2"), 2)
 
 
 def test_rules_of_another_table_are_replaced_when_sections_move() -> None:

@@ -266,24 +266,6 @@ def test_who_is_removed_has_no_leases() -> None:
     assert list(world.living().values()) == [B]
 
 
-def test_who_is_back_at_once_has_lost_nothing() -> None:
-    world = World(peers=[A])
-    [six] = world.get(A, "::/56")
-    del world.table[A]
-    world.look()
-    world.table[A] = []
-    world.look(2)
-    assert world.living() == {six: A} and world.table == {A: [six]}
-
-
-def test_while_the_interface_is_away_nobody_has_gone() -> None:
-    world = World(peers=[A])
-    [six] = world.get(A, "::/56")
-    for _ in range(5):
-        world.node.saw_peers("wg0", None, world.now)
-    assert world.living() == {six: A}
-
-
 def test_who_went_while_the_program_was_away() -> None:
     world = World(peers=[A, B])
     world.get(A, "::/56")
@@ -654,14 +636,3 @@ class Operators(RuleBasedStateMachine):
 
 Operators.TestCase.settings = settings(max_examples=8, stateful_step_count=500, deadline=None)
 TestOperators = pytest.mark.slow(Operators.TestCase)
-
-
-def test_guards_with_the_same_peers() -> None:
-    """Of two interfaces that know a peer, the first has it."""
-    guards = ddpd.read_config(POOLS + WG + WG.replace("wg0", "wg1"), "f").guards
-    both = ddpd.Guards(guards)
-    for sight in both.sights.values():
-        sight.see(WgState(HUB, 1, {A: (parse_prefix("fd00::1"),)}), ddpd.Now(0.0, 0.0))
-    both.settle({}, ())
-    assert both.dev_of(A) == "wg0" and both.agreements()[A].name.startswith("wg0/")
-    assert both.dev_of(B) == ""
