@@ -34,9 +34,11 @@ class Home:
     """A node that asks two exits, a (2001:db8::a) and b (192.0.2.1)."""
 
     def __init__(self, a: str = "", b: str = "", ask: str = "::/56 on br-lan\n  0.0.0.0/24 on br-lan") -> None:
-        sections = (f"[grantor {name}]\nkey = {ddpd.show_key(bytes([n]) * 32)}\naddress = {host}\nask = {ask}\n{more}\n"
-                    for n, (name, host, more) in enumerate((("a", "2001:db8::a", a), ("b", "192.0.2.1", b)), 1))
-        self.node = ddpd.Node(ddpd.read_config("".join(sections), "t"), bytes(32), "boot", lambda n: b"\x80" * n)
+        self.sections = [
+            f"[grantor {name}]\nkey = {ddpd.show_key(bytes([n]) * 32)}\naddress = {host}\nask = {ask}\n{more}\n"
+            for n, (name, host, more) in enumerate((("a", "2001:db8::a", a), ("b", "192.0.2.1", b)), 1)]
+        config = ddpd.read_config("".join(self.sections), "t")
+        self.node = ddpd.Node(config, bytes(32), "boot", lambda n: b"\x80" * n)
         self.node.linked(LINKS, at(T0))
         self.node.start(at(T0))
         self.a, self.b = self.node.grantees["a"], self.node.grantees["b"]
@@ -243,6 +245,19 @@ def test_what_was_known_of_the_other_family_stays_on_its_interface() -> None:
     assert home.b.reaches == {4: ddpd.Reach("192.0.2.1", "up"), 6: ddpd.Reach("fe80::9", "up")}
     home.node.routed({("grantor", "b"): way("br-lan")}, (), stirred=True, now=at(T0))
     assert home.b.reaches == {4: ddpd.Reach("192.0.2.1", "br-lan")}
+
+
+def test_rules_of_another_table_are_replaced_when_sections_move() -> None:
+    """A table's number is the section's place: the old rule would send the packets of one through the other."""
+    home = Home("default = dev up", "default = dev up")
+    home.answer("a", A)
+
+    def tables() -> list[int]:
+        return [thing.table for thing in home.node.wanted.things.values()
+                if isinstance(thing, ddpd.Rule) and thing.source == A]
+    assert tables() == [720]
+    home.node.reconfigure(ddpd.read_config("".join(reversed(home.sections)), "t"), at(T0))
+    assert tables() == [721]
 
 
 def test_a_restart_keeps_the_default_route_that_is_there() -> None:
