@@ -457,6 +457,75 @@ def test_a_flood_is_answered_with_cookies_and_known_grantees_are_served(tmp_path
             hub.daemon.eventually(lambda: status_of(hub.daemon)["under_load"] is False)
 
 
+# ==== a grantee that is known ==========================================================
+
+SPEED_S = 4.0
+BACKLOG = 100_000                         # bytes in the daemon's buffer: it is never idle, and none is lost
+SOON_S = 0.1
+
+
+class Hurry(threading.Thread):
+    """Alice, who asks for something else each time, as fast as the daemon can hear it."""
+
+    def __init__(self, hub: Hub) -> None:
+        super().__init__(daemon=True)
+        self.hub, self.sent, self.over = hub, 0, threading.Event()
+
+    def asks(self) -> Iterator[bytes]:
+        for n in itertools.count():
+            wants = [Want(n % 7, f"::/{56 + n % 9}")] if n % 3 else [ANY_56]
+            yield self.hub.alice.sealed(wants if n % 2 else [], [] if n % 2 else [0, 1])
+
+    def run(self) -> None:
+        for datagram in self.asks():
+            if self.over.is_set():
+                return
+            self.hub.wire.say(datagram)
+            self.sent += 1
+            while self.sent % 16 == 0 and unread(self.hub.port) > BACKLOG and not self.over.wait(0.001):
+                pass
+
+    def __enter__(self) -> Hurry:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.over.set()
+        self.join()
+
+
+def bytes_written(daemon: Daemon) -> int:
+    """Bytes that it has handed to write() in all: files, its log, the control socket."""
+    assert daemon.process is not None
+    return int(re.findall(r"wchar: (\d+)", Path(f"/proc/{daemon.process.pid}/io").read_text())[0])
+
+
+def test_a_known_grantee_at_full_speed_costs_little_and_delays_nobody(tmp_path: Path) -> None:
+    """The limits are counted exactly in test_malice.py; here is the daemon as it runs."""
+    private, took = os.urandom(32), list[float]()
+    section = f"[grantee bob]\nkey = {text_of(peer.public_of(private))}\npools = home\nroute = none\n"
+    with Hub(tmp_path, grantees=section) as hub, Wire().to(hub.port) as wire:
+        bob = GranteePeer(private, hub.public)
+        wire.say(bob.ask([ANY_56]))
+        prefix = bob.read_answer(wire.hear()).preferred(0).prefix
+        before, lines, resident = bytes_written(hub.daemon), hub.daemon.log().count("\n"), resident_kb(hub.daemon)
+        with Hurry(hub) as hurry:
+            end = time.monotonic() + SPEED_S
+            while time.monotonic() < end:
+                began = time.monotonic()
+                wire.say(bob.sealed([ANY_56]))
+                assert bob.read_answer(wire.hear()).preferred(0).prefix == prefix
+                took.append(time.monotonic() - began)
+                time.sleep(0.01)
+        print(f"{hurry.sent} asks, others answered in {sorted(took)[len(took) // 2] * 1000:.1f} ms, "
+              f"{bytes_written(hub.daemon) - before} bytes, {hub.daemon.log().count(chr(10)) - lines} lines")
+        assert hurry.sent > 1000 and sorted(took)[len(took) // 2] < SOON_S
+        changes = 64 + 5 + SPEED_S                                # GRANTEE_CHANGES, `rate`, and what comes meanwhile
+        assert hub.daemon.log().count("\n") - lines <= 3 * changes + 25
+        assert bytes_written(hub.daemon) - before <= 4 * changes * 2 * 384 + 200 * 3 * changes
+        assert resident_kb(hub.daemon) - resident <= GROWTH_KB
+
+
 # ==== grantors that lie ===============================================================
 
 LIE_S = 6.0                               # how long the liars are watched
