@@ -16,6 +16,7 @@ from __future__ import annotations
 import heapq
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import pytest
@@ -286,8 +287,30 @@ def test_what_was_said_while_the_clock_was_ahead_is_not_the_newest_word() -> Non
     pair.leaf.initiators["h"].session = None
     release = pair.leaf.compose("h", AT.host, ahead)
     pair.leaf = pair.fresh_leaf()
+    pair.leaf.run = b"anew----"
     for _ in range(3):
         pair.hub.later(1)
         pair.trip()
     pair.hear(release)
+    assert {str(prefix) for prefix in pair.hub.living()} == pair.held
+
+
+@pytest.mark.xfail(strict=True, reason="which session is the newer one is told by when the grantor heard of it")
+def test_what_was_said_before_does_not_count_in_a_session_that_was_made_later() -> None:
+    """Two first asks that overtook each other: the newest word goes in the session of the one that was heard first."""
+    pair = Pair()
+    pair.trip()
+    pair.hub.restart()
+    pair.leaf.initiators["h"].session = None
+    early, late = pair.ask(), pair.ask()
+    to_late = pair.hear(late)
+    pair.hub.later(ddpd.STALE_GAP_S)
+    pair.apply(pair.hear(early))
+    pair.leaf.operate(ddpd.Event.RELEASE, "h", pair.now)
+    release = pair.ask()                                          # held back
+    pair.leaf.operate(ddpd.Event.RENEW, "h", pair.now)
+    pair.apply(to_late)
+    pair.trip()
+    with suppress(ddpd.Drop):
+        pair.hear(release)
     assert {str(prefix) for prefix in pair.hub.living()} == pair.held
