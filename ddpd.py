@@ -1,20 +1,47 @@
 #!/usr/bin/env python3
 """ddpd: the Dumb Distributed Prefix Daemon.  Ask for an IP prefix over UDP; give one.
 
+A *grantor* gives prefixes, a *grantee* asks for them and holds them; one daemon can be both.  A *peer* is a
+public key.  A *pool* is what may be given, the *agreement* what one grantee may have of it.  A *lease* is a prefix of
+one grantee's until it expires; an address is a lease of full length.  A *slot* numbers the leases of one grantee.  To
+*install* is to make a lease real in the kernel, to *drop* is to not answer, to *nudge* is to say: ask again now.
+
 How a datagram becomes a route.  Read left to right; nothing flows back.
 
-    datagram - open - decode - Grantor | Grantee - Wanted, [Effect] - converge
-    timer ---------------------'                   save . install . send    ~ WATERLINE ~
+    socket - Node.received - open - decode - Grantor.handle_ask | Grantee.answered
+    timer  - Node.woke ----------------------'        |
+                                          Wanted: things, records; [Effect]
+    ~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~|~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~ WATERLINE
+                                     Daemon.converge: save . install . send
 
-Everything above the WATERLINE is pure: bytes, values and `now` come in, values go
-out.  No clock, socket, file, subprocess or log is reached from there; random bytes
-come from a function given at construction.
+Above the WATERLINE all is pure: bytes, values and `now` come in, values go out.  No clock, socket, file,
+subprocess or log is reached from there; random bytes come from a function given at construction.  Below it
+the world is real and may fail.
 
-Words: a *grantor* gives, a *grantee* asks and holds.  A *peer* is a public key.  A
-*pool* is what may be given, the *agreement* what one grantee may have of it.  A
-*lease* is a prefix of one grantee's until it expires; an address is a lease of full
-length.  A *slot* numbers the leases of one grantee.  To *install* is to make a lease
-real in the kernel, to *drop* is to not answer, to *nudge* is to say: ask again now.
+The sections, in reading order:
+
+    CONSTANTS, PREFIXES      every limit in one table; addresses and prefixes
+    WIRE, CRYPTO, DATAGRAMS  messages as tables; Noise; the four kinds of datagrams, and sessions
+    VALUES, SETTINGS, CONFIG what can be configured, a field a key; text to a Config
+    POOLS, LEASE FILE        what of a prefix is free; records, a line each
+    PLANS, WIREGUARD         what should be in the kernel, a class a kind; netlink; cryptokey routing
+    EFFECTS, LEASES, STOCK   what is done at once; what was given to whom; what of all pools is taken
+    CASES, GRANTOR           one slot of an ask, decided by a chain; a lease's life
+    HOLDINGS, GRANTEE        what is held; a state machine for each grantor, which is its TABLE
+    SESSIONS                 both ends of the native door: who sent it, and is it new?
+    NEIGHBOURS               solicitations answered in others' stead
+    NODE                     both roles side by side, and what each is to know of the other
+    DOOR, STATUS, HANDING ON wg-dynamic; what people, scripts, hooks and other programs are told
+    ~ WATERLINE ~
+    SHELL, TABLES, KERNEL    files, log, site handlers; `wg`; `ip` and netlink
+    NETWORK, PACKETS, HOOKS  sockets; packet sockets; programs of the operator
+    CONTROL, DOORS           connections to the control socket, and of wg-dynamic
+    INSTALLING, DAEMON       the kernel brought to what is wanted; the loop
+    COMMANDS                 what is typed
+
+To follow one ask: `Daemon.serve`, `Node.heard_ask`, `Grantor.handle_ask`, `Daemon.converge`.  One expiry:
+`Node.woke`, `Grantor.on_timer`, `Grantor.end`.  One configuration key: its field in SETTINGS, and who reads it.
+One lease: `Grantor.begin`, `renew`, `end`, `forget`.
 """
 
 from __future__ import annotations
