@@ -424,8 +424,8 @@ class Program:
 
 
 def calm(shown: str) -> list[str]:
-    """What `ip` shows, line by line, without interface numbers, counters and padding."""
-    return [" ".join(VOLATILE.sub(r"\1 N", re.sub(r"^\d+: (?=\w)", "", line)).split())
+    """What `ip` shows, line by line, without interface numbers, counters, padding and what passes by itself."""
+    return [" ".join(VOLATILE.sub(r"\1 N", re.sub(r"^\d+: (?=\w)", "", line)).replace(" tentative ", " ").split())
             for line in shown.replace("\\", " ").splitlines()]
 
 

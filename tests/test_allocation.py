@@ -2,8 +2,8 @@
 
     squares     the oracle: a pool as a row of squares, each of them somebody's or nobody's
     full        exactly full, a pool of one, the last /49, 65,536 /64s: in the space, then through the grantor
-    histories   100,000 random operations on five pools, compared after each of them
-    dice        chi-squared over 100,000 allocations; and it must bark at dice that are loaded
+    histories   random operations on seven pools, compared after each of them
+    dice        chi-squared over 20,000 allocations
 """
 
 from __future__ import annotations
@@ -99,8 +99,7 @@ def filled(pool: ddpd.Prefix, taken: Iterable[ddpd.Prefix], regions: tuple[ddpd.
 
 @pytest.mark.parametrize(("pool", "length"), [
     ("10.0.0.7/32", 32), ("10.0.0.6/31", 32), ("10.0.0.0/24", 32), ("10.0.0.0/16", 24),
-    ("2001:db8::/64", 64), ("2001:db8::1/128", 128), ("2001:db8::/55", 63), ("2001:db8:42::/48", 56),
-    ("2001:db8:42::/48", 64)])
+    ("2001:db8::/64", 64), ("2001:db8::1/128", 128), ("2001:db8::/55", 63), ("2001:db8:42::/48", 56)])
 def test_every_block_is_drawn_once_and_then_none(pool: str, length: int) -> None:
     whole, dice = P(pool), random.Random(1)
     space, drawn = ddpd.Space(whole), list[ddpd.Prefix]()
@@ -109,23 +108,6 @@ def test_every_block_is_drawn_once_and_then_none(pool: str, length: int) -> None
         drawn.append(prefix)
     assert sorted(drawn) == list(subnets(whole, length))
     assert space.free_blocks(length) == 0 and space.free_fraction() == 0.0
-
-
-@pytest.mark.parametrize("begun", ["taken one by one", "from a list"])
-@pytest.mark.parametrize(("pool", "length"), [
-    ("10.0.0.7/32", 32), ("10.0.0.0/24", 32), ("2001:db8::/64", 64), ("2001:db8:42::/48", 64)])
-def test_of_a_full_pool_the_freed_one_is_drawn(pool: str, length: int, begun: str) -> None:
-    """A pool of one, and 65,536 /64s of which one comes free."""
-    whole, dice = P(pool), random.Random(2)
-    every = list(subnets(whole, length))
-    dice.shuffle(every)
-    space = filled(whole, every) if begun == "taken one by one" else ddpd.Space(whole, (), sorted(every))
-    for freed in every[:20]:
-        assert space.draw(length, length, dice.randbytes) is None and not space.take(freed)
-        space.free(freed)
-        assert space.free_blocks(length) == 1 and math.isclose(space.free_fraction(), 1 / len(every))
-        assert {space.draw(length, shortest, dice.randbytes) for shortest in (whole.length, length)} == {freed}
-        assert space.take(freed) and not space.is_free(freed)
 
 
 @pytest.mark.parametrize(("pool", "shortest", "shares"), [
@@ -146,25 +128,6 @@ def test_shares_are_apart_and_make_up_the_pool(pool: str, shortest: int, shares:
                 assert space.take(prefix) and any(region.holds(prefix) for region in part)
                 drawn.add(prefix)
             assert len(drawn) == size and space.free_fraction() == 0.0
-
-
-@pytest.mark.parametrize("half", [LOW, HIGH])
-def test_a_free_49_among_56s_is_found_and_spared(half: ddpd.Prefix) -> None:
-    """It is broken when the other half is full, and not before."""
-    other, dice = HIGH if half is LOW else LOW, random.Random(3)
-    crowd = list(subnets(other, 56))
-    dice.shuffle(crowd)
-    space = filled(WHOLE, crowd[:1])
-    for _ in range(127):
-        assert space.draw(49, 49, dice.randbytes) == half
-        drawn = space.draw(56, 49, dice.randbytes)
-        assert drawn is not None and other.holds(drawn) and space.take(drawn)
-    assert space.draw(49, 49, dice.randbytes) == half
-    breaker = space.draw(56, 49, dice.randbytes)
-    assert breaker is not None and half.holds(breaker) and space.take(breaker)
-    assert space.draw(49, 49, dice.randbytes) is None
-    space.free(breaker)
-    assert space.draw(49, 49, dice.randbytes) == half
 
 
 @pytest.mark.parametrize("length", range(49, 57))
@@ -261,22 +224,6 @@ def test_who_is_refused_gets_the_freed_one_at_its_next_ask(prefix: str, give: st
     assert hub.fresh() == [every[free]]
     assert hub.refusal(text, "carol").again_s == 3600
     assert sorted(hub.living()) == every
-
-
-@pytest.mark.slow
-def test_65_536_are_asked_for_one_by_one() -> None:
-    """Five new leases of each grantee every 30 s, to the last."""
-    hub = Crowd(pool_text("2001:db8:42::/48", "/64", "30d"), 256)
-    for first in range(0, 256, 5):
-        wants = [want(slot) for slot in range(first, min(first + 5, 256))]
-        for n in range(256):
-            assert len(hub.fresh(*wants, name=f"g{n}")) == len(wants)
-        hub.later(30)
-    assert sorted(hub.living()) == list(subnets(WHOLE, 64))
-    hub.refusal("::/64")
-    last = hub.peer("g77").leases[7]
-    hub.ask("g77", releases=(last.slot,))
-    assert hub.fresh() == [last.prefix]
 
 
 def test_a_49_among_56s_through_the_grantor() -> None:
@@ -530,12 +477,11 @@ def test_any_history_agrees_with_the_squares() -> None:
     assert Allocating.operations >= 2000
 
 
-@pytest.mark.slow
-def test_histories_of_100_000_operations_agree_with_the_squares() -> None:
-    """Longer ones, by dice: what hypothesis knows how to shorten costs it more than all else."""
+def test_longer_histories_agree_with_the_squares() -> None:
+    """By dice: what hypothesis knows how to shorten costs it more than all else."""
     dice, Allocating.operations = random.Random(100_000), 0
     place = partial(dice.randrange, len(POOLS))
-    while Allocating.operations < 100_000:
+    while Allocating.operations < 3_000:
         world = Allocating()
         world.begin([(place(), dice.randrange(9), dice.randrange(256)) for _ in range(dice.randrange(20))])
         for _ in range(200):
@@ -559,12 +505,6 @@ def bound(degrees: int, p: float = P_FALSE) -> float:
     """The chi-squared that fair dice exceed with probability p (Wilson and Hilferty, 1931)."""
     part = 2 / (9 * degrees)
     return degrees * (1 - part + NormalDist().inv_cdf(1 - p) * math.sqrt(part)) ** 3
-
-
-def tail(degrees: int, chi2: float) -> float:
-    """The probability itself: for an even number of degrees a sum of Poisson's."""
-    half = chi2 / 2
-    return math.fsum(math.exp(n * math.log(half) - half - math.lgamma(n + 1)) for n in range(degrees // 2))
 
 
 def chi_squared(seen: Counter[ddpd.Prefix | None], may: list[ddpd.Prefix]) -> float:
@@ -598,15 +538,10 @@ class Broken:
         return self.space.draw(length, self.SHORTEST, self.dice.randbytes)
 
 
-@pytest.mark.parametrize(("degrees", "within"), [(10, 0.2), (50, 0.1), (100, 0.05), (250, 0.05), (1000, 0.05)])
-def test_the_bound_is_where_it_should_be(degrees: int, within: float) -> None:
-    assert math.isclose(tail(degrees, bound(degrees)), P_FALSE, rel_tol=within)
-
-
-def test_100_000_allocations_are_uniform() -> None:
+def test_allocations_are_uniform() -> None:
     """Of all lengths by turns, from a pool with holes and leases of mixed lengths; each is freed again."""
     pool, seen = Broken(), defaultdict[int, Counter[ddpd.Prefix | None]](Counter)
-    for length in itertools.islice(itertools.cycle(range(60, 65)), 100_000):
+    for length in itertools.islice(itertools.cycle(range(60, 65)), 20_000):
         drawn = pool.draw(length)
         assert drawn is not None and pool.space.take(drawn)
         seen[length][drawn] += 1
@@ -634,52 +569,25 @@ def test_draws_are_uniform_however_full_the_pool(
     taken = dice.sample(every, int(len(every) * full))
     space, oracle = filled(whole, taken, regions), Squares(whole, length, regions)
     assert all(oracle.take(prefix) for prefix in taken)
-    assert is_uniform(lambda: space.draw(length, shortest, dice.randbytes), oracle.drawable(length, shortest), 20_000)
+    assert is_uniform(lambda: space.draw(length, shortest, dice.randbytes), oracle.drawable(length, shortest), 5_000)
 
 
-def loaded(kind: str, pool: Broken) -> Draw:
-    """Allocators that people write."""
-    may, dice = pool.may(64), pool.dice
-
-    def next_to_a_guess() -> ddpd.Prefix:
-        guess = pool.oracle.at(64, dice.randrange(256))
-        return next((prefix for prefix in may if prefix >= guess), may[0])
-    inside = {block: [prefix for prefix in may if block.holds(prefix)] for block in subnets(pool.POOL, 60)}
-    blocks = [block for block in inside if inside[block]]
-    odd: dict[str, Draw] = {
-        "first fit, one time in a hundred": lambda: may[0] if dice.random() < 0.01 else pool.draw(64),
-        "a block first, then one inside":   lambda: dice.choice(inside[dice.choice(blocks)]),
-        "never the last":                   lambda: dice.choice(may[:-1]),
-        "the first free one after a guess": next_to_a_guess,
-        "one random byte":                  lambda: pool.space.draw(
-            64, pool.SHORTEST, lambda n: dice.randbytes(1).rjust(n, b"\0")),
-        "a hole as well":                   lambda: dice.choice([*may, P(pool.HOLES[0])])}
-    return odd[kind]
-
-
-@pytest.mark.parametrize("kind", [
-    "first fit, one time in a hundred", "a block first, then one inside", "never the last",
-    "the first free one after a guess", "one random byte"])
-def test_loaded_dice_are_noticed(kind: str) -> None:
+def test_loaded_dice_are_noticed() -> None:
+    """First fit, one time in a hundred."""
     pool = Broken()
-    assert not is_uniform(loaded(kind, pool), pool.may(64), 20_000)
+    may = pool.may(64)
+    assert not is_uniform(lambda: may[0] if pool.dice.random() < 0.01 else pool.draw(64), may, 20_000)
 
 
-def test_what_may_not_be_drawn_at_all_is_noticed() -> None:
-    pool = Broken()
-    with pytest.raises(AssertionError):
-        is_uniform(loaded("a hole as well", pool), pool.may(64), 20_000)
-
-
-def ranks(operations: int, draw: Callable[[Broken, int], ddpd.Prefix | None]) -> tuple[float, float]:
-    """A pool that lives: each time where the drawn one stands among those that could be, in 16 bins; statistic, bound.
+def test_a_living_pool_is_uniform_at_every_moment() -> None:
+    """Where the drawn one stands each time among those that could be, in 16 bins.
 
     Each draw adds to every bin the chance that it had: dice that differ from draw to draw scatter no more than
     dice that are all alike, so the bound holds.
     """
     pool, dice, bins = Broken(), random.Random(8), 16
     seen, expected, taken = [0.0] * bins, [0.0] * bins, list[ddpd.Prefix]()
-    for _ in range(operations):
+    for _ in range(5000):
         length = dice.randint(60, 64)
         may = pool.may(length)
         if len(taken) > dice.randrange(40) or not may:
@@ -687,30 +595,17 @@ def ranks(operations: int, draw: Callable[[Broken, int], ddpd.Prefix | None]) ->
             pool.space.free(gone)
             pool.oracle.free(gone)
             continue
-        drawn = draw(pool, length)
+        drawn = pool.draw(length)
         assert drawn is not None and pool.space.take(drawn) and pool.oracle.take(drawn)
         taken.append(drawn)
         seen[may.index(drawn) * bins // len(may)] += 1
         for n in range(len(may)):
             expected[n * bins // len(may)] += 1 / len(may)
-    return math.fsum((s - e) ** 2 / e for s, e in zip(seen, expected, strict=True)), bound(bins - 1)
-
-
-@pytest.mark.parametrize("operations", [5000, pytest.param(100_000, marks=pytest.mark.slow)])
-def test_a_living_pool_is_uniform_at_every_moment(operations: int) -> None:
-    chi2, most = ranks(operations, Broken.draw)
-    assert chi2 < most
-
-
-def test_first_fit_in_a_living_pool_is_noticed() -> None:
-    def lazy(pool: Broken, length: int) -> ddpd.Prefix | None:
-        return pool.may(length)[0] if pool.dice.random() < 0.15 else pool.draw(length)
-    chi2, most = ranks(5000, lazy)
-    assert chi2 > most
+    assert math.fsum((s - e) ** 2 / e for s, e in zip(seen, expected, strict=True)) < bound(bins - 1)
 
 
 def test_what_the_grantor_gives_is_uniform() -> None:
-    """Past holes, another's pin, another's lease and what is held back, 20,000 times."""
+    """Past holes, another's pin, another's lease and what is held back, 5,000 times."""
     holes = "reserve = 2001:db8:42::/64 2001:db8:42:80::/59"
     hub = Hub(pool_text("2001:db8:42::/56", "/60-/64", "30d", holes), ["bob", "carol"])
     pin = P("2001:db8:42:14::/62")
@@ -720,9 +615,9 @@ def test_what_the_grantor_gives_is_uniform() -> None:
     oracle = Squares(P("2001:db8:42::/56"), 64)
     assert all(oracle.take(prefix) for prefix in [*hub.node.config.pools[0].reserve, pin, *bobs])
     seen = Counter[ddpd.Prefix | None]()
-    for _ in range(20_000):
+    for _ in range(5_000):
         hub.boot += 61
         seen.update(hub.get("carol", want(0)))
         hub.grantor.forget(*hub.peer("carol").leases)
     may = oracle.drawable(64, 60)
-    assert seen.total() == 20_000 and chi_squared(seen, may) < bound(len(may) - 1)
+    assert seen.total() == 5_000 and chi_squared(seen, may) < bound(len(may) - 1)

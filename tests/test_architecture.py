@@ -119,48 +119,26 @@ def leaks(text: str) -> list[str]:
 
 # ---- sections
 
-MAX_LINE = 120
-
-# Where these stand, they stand in this order.  Others may stand between.
-ORDER = [
-    "CONSTANTS", "WIRE", "CRYPTO", "POOLS", "EFFECTS", "GRANTOR", "GRANTEE", "NODE", "STORE",
-    "KERNEL", "SOCKETS", "LOOP", "COMMANDS", "MAIN",
-]
-
-
 class Section(NamedTuple):
     title: str
     tag: str
     first: int
-    size: int
 
 
 def sections(text: str) -> list[Section]:
     """What stands under each `# ==== TITLE ==== tag ====` banner."""
-    lines = text.splitlines()
-    heads = [(n, m[1], m[2]) for n, line in enumerate(lines, 1)
-             if (m := re.fullmatch(r"# ==== ([A-Z0-9][A-Z0-9, -]*?) =+ (pure|I/O) ====", line))]
-    ends = [n for n, _, _ in heads[1:]] + [len(lines) + 1]
-    return [Section(title, tag, n, end - n)
-            for (n, title, tag), end in zip(heads, ends, strict=True)]
+    return [Section(m[1], m[2], n) for n, line in enumerate(text.splitlines(), 1)
+            if (m := re.fullmatch(r"# ==== ([A-Z0-9][A-Z0-9, -]*?) =+ (pure|I/O) ====", line))]
 
 
 def crooked_banners(text: str) -> list[str]:
-    """Banners that lie about their side, are malformed, come twice or stand in the wrong order."""
+    """Banners that lie about their side, or are malformed."""
     line, found = waterline(text), sections(text)
-    titles = [section.title for section in found]
     liars = [f"{s.title}: {s.tag}" for s in found if s.tag != ("pure" if s.first < line else "I/O")]
     banners = [n for n, row in enumerate(text.splitlines(), 1) if re.match(r"# ?={4}", row)]
     malformed = [f"line {n}: not a banner" for n in banners if n not in {s.first for s in found}]
-    ordered = [title for title in titles if title in ORDER]
-    moved = [] if ordered == sorted(ordered, key=ORDER.index) else [f"order: {ordered}"]
-    twice = [f"twice: {title}" for title in titles if titles.count(title) > 1]
     empty = {"pure", "I/O"} - {section.tag for section in found}
-    return liars + malformed + moved + twice + [f"nothing is {tag}" for tag in empty]
-
-
-def wide_lines(text: str) -> list[str]:
-    return [f"line {n}: {len(row)} wide" for n, row in enumerate(text.splitlines(), 1) if len(row) > MAX_LINE]
+    return liars + malformed + [f"nothing is {tag}" for tag in empty]
 
 
 # ---- reading order
@@ -355,10 +333,6 @@ def within(expression: str) -> Callable[[str], str]:
     return above(f"def planted(now: float) -> object:\n    return {expression}\n")
 
 
-def swap(old: str, new: str) -> Callable[[str], str]:
-    return lambda text: re.sub(old, new, text, count=1, flags=re.MULTILINE)
-
-
 PLANTS: list[tuple[Guard, Callable[[str], str]]] = [
     (leaks, within("time.time()")),
     (leaks, within("open('/etc/passwd').read()")),
@@ -377,9 +351,6 @@ PLANTS: list[tuple[Guard, Callable[[str], str]]] = [
     (leaks, within("[serve for _ in ()]")),
     (crooked_banners, above("# ==== PLANTED ==== I/O ====")),
     (crooked_banners, above("# ==== planted ==== pure ====")),
-    (crooked_banners, above("# ==== CONSTANTS ==== pure ====")),
-    (crooked_banners, swap(r"^# ==== \w+ =+ pure ====$", "# ==== MAIN ==== pure ====")),
-    (wide_lines, above("#" * (MAX_LINE + 1))),
     (early_uses, above("def planted() -> int:\n    return later()\n\n\n"
                        "def later() -> int:\n    return 1\n")),
     (early_uses, above("def planted() -> object:\n    return Planted\n\n\n"

@@ -175,11 +175,11 @@ def test_whatever_is_said_gets_an_answer_in_form(message: bytes) -> None:
     assert answer["errno"] in "0123" and (answer["errno"] == "0") == ("errmsg" not in answer)
 
 
-def test_a_million_octets_of_dice() -> None:
+def test_octets_of_dice() -> None:
     """Mutations of a good message: nothing but answers, and no lease for anybody else."""
     dice, world = random.Random(970), World(peers=[A])
     good = b"request_ip=1\nip=0.0.0.0\nip=2001:db8:42::7/128\nipv4=10.9.0.7"
-    for _ in range(20_000):
+    for _ in range(4_000):
         message = bytearray(good[: dice.randrange(len(good) + 1)])
         for _ in range(dice.randrange(4)):
             if message:

@@ -7,7 +7,6 @@ import re
 import subprocess
 from dataclasses import replace
 from pathlib import Path
-from socket import AF_INET, AF_INET6
 from typing import Any
 
 import pytest
@@ -335,36 +334,6 @@ def test_a_default_router_that_goes_is_asked_no_more() -> None:
         place = node.grantees["a"].place()
         assert place is not None and place.host == host and ddpd.Call("a") in effects
     assert home.node.gateways == ()
-
-
-# ==== netlink =========================================================================
-
-
-def message(kind: int, family: int, protocol: int, prefix: str, *, metric: int = 22100, table: int = 254,
-            parts: bytes = b"") -> tuple[int, bytes]:
-    target = ddpd.parse_prefix(prefix)
-    body = bytes((family, target.length, 0, 0, table, protocol, 0, 1)) + bytes(4)
-    return kind, body + ddpd.attribute(1, target.packed) + ddpd.attribute(6, metric.to_bytes(4, "little")) + parts
-
-
-def test_which_of_ours_has_gone() -> None:
-    gone = [ddpd.gone_of(*each, 221, {2: "up"}) for each in (
-        message(25, AF_INET6, 221, str(A)), message(25, AF_INET6, 4, str(A)), message(24, AF_INET6, 221, str(A)),
-        message(25, AF_INET6, 221, str(A), metric=5), message(25, AF_INET, 221, "10.1.0.0/16"))]
-    assert [thing is not None for thing in gone] == [True, False, False, False, True]
-    assert gone[0] == ddpd.Route(A, 254)
-
-
-def test_default_routers_in_a_dump() -> None:
-    up, via = ddpd.attribute(4, (2).to_bytes(4, "little")), ddpd.attribute(5, ddpd.parse_host("192.0.2.1").packed)
-    rows = [message(24, AF_INET, 4, "0.0.0.0/0", metric=9, parts=up + via),
-            message(24, AF_INET, 4, "0.0.0.0/0", metric=3, parts=up),
-            message(24, AF_INET, 221, "0.0.0.0/0", parts=up + via),                    # ours
-            message(24, AF_INET, 4, "10.0.0.0/8", parts=up + via),
-            message(24, AF_INET, 4, "0.0.0.0/0", table=100, parts=up + via)]
-    found = ddpd.gateways_of(rows, 221, {2: "up"})
-    assert [(gate.metric, gate.reach.via) for gate in found] == [(3, ""), (9, "192.0.2.1")]
-
 
 # ==== hooks ===========================================================================
 

@@ -302,11 +302,6 @@ def test_more_slots_than_an_ask_may_name() -> None:
     assert answer.status == ddpd.Status.INVALID and hub.living() == []
 
 
-def test_an_unknown_type_is_told() -> None:
-    answer = Hub().ask("alice", want(0), unknown=77)
-    assert (answer.status, answer.unsupported, answer.grants) == (ddpd.Status.UNSUPPORTED, 77, ())
-
-
 def test_a_full_disk_refuses_the_new_and_renews_the_old() -> None:
     hub = Hub()
     first = hub.get("alice", want(0))
@@ -321,31 +316,6 @@ def test_what_could_not_be_saved_is_not_held() -> None:
     prefix, = hub.get("alice", want(0))
     hub.grantor.unsaved()
     assert hub.living() == [] and hub.grantor.stock.is_free(prefix)
-
-
-@pytest.mark.parametrize("how", ["new", "former"])
-def test_what_is_granted_is_a_promise(how: str) -> None:
-    hub = Hub()
-    hub.ask("alice", want(0))
-    if how == "former":
-        hub.ask("alice", releases=(0,))
-        hub.ask("alice", want(0))
-    written = [key for key, record in hub.node.wanted.records.items() if record]
-    assert written == list(hub.grantor.unwritten) and len(written) == 1
-
-
-@pytest.mark.parametrize("how", ["crashed", "deprecated"])
-def test_a_renewal_that_cannot_be_written_is_a_renewal(how: str) -> None:
-    """What was promised once is written again, but not forgotten if that fails."""
-    hub = Hub()
-    first = hub.get("alice", want(0))
-    if how == "crashed":
-        hub.restart(clean=False)
-    else:
-        hub.ask("alice", want(0, "::/60"))
-    assert hub.get("alice", want(0)) == first
-    written = [key for key, record in hub.node.wanted.records.items() if record and key[-1] == str(first[0])]
-    assert written and not hub.grantor.unwritten.keys() & set(written)
 
 
 # ---- tickets
@@ -648,22 +618,6 @@ def test_restarts_are_no_clones() -> None:
 
 # ---- what is taken
 
-def test_nothing_is_given_twice() -> None:
-    """A year of asks by three grantees that change their minds."""
-    dice = random.Random(4)
-    hub = Hub("[pool home]\nprefix = 2001:db8:42::/60\ngive = /61-/64\nlifetime = 1h\n", more="limit = 3")
-    for _ in range(3000):
-        name = dice.choice(list(KEYS))
-        wants = [want(slot, f"::/{dice.randint(61, 64)}") for slot in range(4) if dice.random() < 0.3]
-        named = {w.slot for w in wants}
-        hub.ask(name, *wants, releases=tuple(s for s in range(4) if s not in named and dice.random() < 0.2))
-        hub.later(dice.choice([1, 20, 600]))
-        if dice.random() < 0.02:
-            hub.restart()
-        living = sorted(hub.living())
-        for one, other in itertools.pairwise(living):
-            assert not one.overlaps(other)
-
 
 @pytest.mark.parametrize(("pool", "length", "never"), [
     ("10.0.0.0/29", 32, {"10.0.0.0", "10.0.0.7"}), ("2001:db8::/125", 128, {"2001:db8::"}),
@@ -733,22 +687,6 @@ class Pair:
         return {str(held.prefix) for held in self.leaf.grantees["h"].held if held.current}
 
 
-def test_a_replayed_ask_is_stale_at_most_once_a_second() -> None:
-    pair = Pair()
-    ask = pair.ask()
-    pair.apply(pair.hear(ask))
-    before = [(lease.prefix, lease.valid_until) for lease in pair.hub.peer("alice").leases]
-    pair.hub.later(100)
-    assert len(pair.hear(ask)) == len(ask)
-    assert [(lease.prefix, lease.valid_until) for lease in pair.hub.peer("alice").leases] == before
-    for moment in (0.0, 0.5):
-        pair.hub.later(moment)
-        assert ddpd.kind_of(pair.hear(ask)) == "cookie"
-    pair.hub.later(0.5)
-    pair.hear(ask)
-    assert pair.hub.node.counters["sent_stale"] == 2
-
-
 @pytest.mark.parametrize("lost", [False, True], ids=["known", "ticket only"])
 def test_after_a_restart_a_known_grantee_asks_twice(lost: bool) -> None:
     """Or one that brings a ticket: a recorded ask must not bring back what was given up since."""
@@ -775,18 +713,6 @@ def test_after_stale_two_slots_still_fit() -> None:
         pair.trip()
     until = {held.valid_until for held in pair.leaf.grantees["h"].held}
     assert len(until) <= 2 and len(pair.held) == 4
-
-
-def test_an_answer_is_never_longer_than_its_ask() -> None:
-    text = HOME + "dns = " + " ".join(f"2001:db8::{n:x}" for n in range(1, 15)) + "\n"
-    pair = Pair(text, "::/64\n  ::/60\n  ::/56\n  ::/62")
-    for _ in range(6):
-        ask = pair.ask()
-        answer = pair.hear(ask)
-        assert len(answer) == len(ask) <= ddpd.MAX_DATAGRAM
-        pair.apply(answer)
-        pair.hub.later(1)
-    assert len(pair.held) == 4 and len(pair.leaf.grantees["h"].options["dns"]) == 14
 
 
 @pytest.mark.parametrize("trips", [1, 2])

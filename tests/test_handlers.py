@@ -473,6 +473,7 @@ HANGING = {
     "loops":              "while True: pass",
     "sleeps":             "time.sleep(60)",
     "catches once":       "try: time.sleep(60)\n    except BaseException: pass\n    time.sleep(60)",
+    "hides":              "while True:\n        try: time.sleep(60)\n        except Exception: pass",
 }
 
 
@@ -579,47 +580,24 @@ class World:
 BEHAVES = f"""
 import time
 
-def busy():
+def slow():
     end = time.monotonic() + 0.1
     while time.monotonic() < end:
         pass
     return '{OWN}'
 
-def forever():
+def loops():
     while True:
         pass
 
-def fails(why):
-    raise why
-
-BEHAVES = {{
-    'raises':      lambda: fails(LookupError('no such customer')),
-    'leaves':      lambda: fails(SystemExit(3)),
-    'interrupts':  lambda: fails(KeyboardInterrupt()),
-    'slow':        busy,
-    'loops':       forever,
-    'sleeps':      lambda: time.sleep(60),
-    'int':         lambda: 42,
-    'bytes':       lambda: b'2001:db8:77::/56',
-    'list':        lambda: ['{OWN}'],
-    'bad':         lambda: 'nonsense',
-    'host-bits':   lambda: '2001:db8:77::1/56',
-    'other-family': lambda: '198.51.100.0/24',
-    'foreign':     lambda: 'é' * 300,
-    'half-letter': lambda: '\\ud800',
-    'soon':        lambda: Refuse('no', 'soon'),
-}}
+def raises():
+    raise LookupError('no such customer')
 
 def before_pins(asked, so_far):
-    behave = BEHAVES.get(asked.grantee)
+    behave = globals().get(asked.grantee)
     return behave() if behave else None
 """
-FAULTS = {
-    "raises": "LookupError", "leaves": "SystemExit", "interrupts": "KeyboardInterrupt", "loops": "TimeoutError",
-    "sleeps": "TimeoutError", "int": "returned int", "bytes": "returned bytes", "list": "returned list",
-    "bad": "nonsense", "host-bits": "host bits", "other-family": "of another family", "foreign": "before_pins: ",
-    "half-letter": "before_pins: ", "soon": "",
-}
+FAULTS = {"raises": "LookupError", "loops": "TimeoutError"}
 
 
 @pytest.fixture(scope="module")
@@ -635,18 +613,12 @@ def test_a_fault_refuses_one_ask_and_the_daemon_goes_on(world: World, name: str)
     refusal = world.refusal(name)
     assert refusal.reason == ddpd.Reason.SITE and FAULTS[name] in refusal.text
     assert world.prefix("alice")
-    logged = world.logged(f"handler failed handler=before_pins grantee={name} ")
-    assert len(logged) == (name in ("raises", "leaves", "interrupts", "loops", "sleeps", "soon"))
-    assert not logged or re.search(r" key=\S{8} line=\d", logged[0])
+    [line] = world.logged(f"handler failed handler=before_pins grantee={name} ")
+    assert re.search(r" key=\S{8} line=\d", line)
     assert world.tell({"do": "show", "what": name})["grantee"] == name
-
-
-@pytest.mark.slow
-def test_the_line_that_raised_is_named(world: World) -> None:
-    world.ask("raises")
-    number = BEHAVES.splitlines().index("    raise why") + 1
-    line = world.logged("handler failed handler=before_pins grantee=raises")[-1]
-    assert f"line={number} " in line and "no such customer" in line
+    if name == "raises":
+        number = BEHAVES.splitlines().index("    raise LookupError('no such customer')") + 1
+        assert f"line={number} " in line and "no such customer" in line
 
 
 @pytest.mark.slow
@@ -665,15 +637,6 @@ def test_others_are_served_while_one_hangs(world: World) -> None:
     while len(datagram := world.wires["loops"].hear()) <= 128:
         pass
     assert world.peers["loops"].read_answer(datagram).refusals
-
-
-@pytest.mark.slow
-def test_who_hides_from_the_clock_is_cut_too(tmp_path: Path) -> None:
-    handlers = "import time\n\ndef before_pins(asked, so_far):\n" \
-               "    while asked.grantee == 'hides':\n        try: time.sleep(60)\n        except Exception: pass\n"
-    with World(tmp_path, {"alice": "", "hides": ""}, handlers) as world:
-        assert "TimeoutError" in world.refusal("hides").text
-        assert world.prefix("alice")
 
 
 # ==== files ====
@@ -728,33 +691,21 @@ def test_what_is_no_hook_is_left_alone(tmp_path: Path) -> None:
     assert ddpd.load_handlers("") == {}
 
 
-START = [("def before_pins(\n", ":1: SyntaxError"), ("def before_pin(a, b): pass\n", "no place in the chain"),
-         ("raise SystemExit(0)\n", ":1: SystemExit")]
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(("source", "says"), START, ids=lambda value: ascii(value)[:24])
 @pytest.mark.parametrize("command", ["run", "check"])
-def test_a_start_with_a_bad_file_is_exit_2_and_one_line(
-        tmp_path: Path, source: str, says: str, command: str) -> None:
-    world = World(tmp_path, {}, source)
+def test_a_start_with_a_bad_file_is_exit_2_and_one_line(tmp_path: Path, command: str) -> None:
+    world = World(tmp_path, {}, "def before_pins(\n")
     done = world.daemon.command(command)
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and not done.stdout
-    assert done.stderr.startswith(f"ddpd: {world.site}") and says in done.stderr
+    assert done.stderr.startswith(f"ddpd: {world.site}:1: SyntaxError")
 
 
 GOOD = f"def before_pins(asked, so_far):\n    return '{OWN}'\n"
-REFUSED_FILES = [
-    ("def before_pins(\n",                  ":1: SyntaxError"),
-    ("def before_pin(a, b): pass\n",        "no place in the chain"),
-    ("raise SystemExit(0)\n",               "SystemExit"),
-    ("raise KeyboardInterrupt\n",           "KeyboardInterrupt"),
-    ("while True: pass\n",                  "TimeoutError"),
-]
-
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("source", "says"), REFUSED_FILES, ids=lambda value: ascii(value)[:24])
+@pytest.mark.parametrize(("source", "says"), [
+    ("def before_pins(\n", ":1: SyntaxError"), ("raise SystemExit(0)\n", "SystemExit"),
+    ("while True: pass\n", "TimeoutError")], ids=["syntax", "exit", "endless"])
 def test_a_reload_with_a_bad_file_is_refused_and_the_old_handlers_go_on(
         tmp_path: Path, source: str, says: str) -> None:
     with World(tmp_path, {"alice": ""}, GOOD) as world:
@@ -780,14 +731,6 @@ def test_a_reload_takes_new_handlers_and_none(tmp_path: Path) -> None:
         assert world.prefix("alice").startswith("2001:db8:42:")
         assert {row["prefix"]: row["state"] for row in world.daemon.status()["granted"]} == {
             OWN: "deprecated", other: "deprecated", world.prefix("alice"): "active"}
-
-
-@pytest.mark.slow
-def test_a_reload_with_a_file_that_others_may_write_is_refused(tmp_path: Path) -> None:
-    with World(tmp_path, {"alice": ""}, GOOD) as world:
-        world.site.chmod(0o666)
-        assert "others may write it" in world.reload()["error"]
-        assert world.prefix("alice") == OWN
 
 
 # ==== a source ====

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,42 +17,6 @@ from test_grantor import KEYS
 from test_neighbours import FREE, HEARD, PAD, POOL, S, T, fate, inside, node_of, proxy_of, put
 
 # ---- configuration
-
-@pytest.mark.parametrize(("text", "where"), [
-    ("[ndp]\nproxy = leased", "f:1: [ndp]: needs a name"),
-    ("[ndp a/b]\nproxy = leased", "f:1: [ndp a/b]: 'a/b' is not an interface name"),
-    ("[ndp waytoolonganame1]\nproxy = leased", "f:1: [ndp waytoolonganame1]: 'waytoolonganame1' is not an interface"),
-    ("[ndp e]\nproxy = leased\n[ndp e]\nproxy = leased", "f:3: [ndp e]: given twice (first in line 1)"),
-    ("[ndp e]\nmethod = own", "f:1: [ndp e] proxy: missing"),
-    ("[ndp e]\nproxy =", "f:2: [ndp e] proxy: missing"),
-    ("[ndp e]\nproxy = leased\nproxi = leased", "f:3: [ndp e] proxi: no such key (did you mean 'proxy'?)"),
-    ("[ndp e]\nproxy = lease", "f:2: [ndp e] proxy: 'lease' is not a rule"),
-    ("[ndp e]\nproxy = static", "f:2: [ndp e] proxy: 'static' is not a rule"),
-    ("[ndp e]\nproxy = static ::/64 br0", "f:2: [ndp e] proxy: 'static ::/64 br0' is not a rule"),
-    ("[ndp e]\nproxy = leased\n  iface ::/64", "f:2: [ndp e] proxy: 'iface ::/64' is not a rule"),
-    ("[ndp e]\nproxy = iface ::/64 e", "f:2: [ndp e] proxy: asks on e itself"),
-    ("[ndp e]\nproxy = iface ::/64 a/b", "f:2: [ndp e] proxy: 'a/b' is not an interface name"),
-    ("[ndp e]\nproxy = static 10.0.0.0/8", "f:2: [ndp e] proxy: 10.0.0.0/8 is not IPv6"),
-    ("[ndp e]\nproxy = never ::1/64", "f:2: [ndp e] proxy: ::1/64 has host bits set"),
-    ("[ndp e]\nproxy = auto ::/129", "f:2: [ndp e] proxy: /129 is no length"),
-    ("[ndp e]\nproxy = static ::/64\n  never ::/64", "f:2: [ndp e] proxy: a prefix has two rules"),
-    ("[ndp e]\nproxy = leased\n  ttl = 3s", "f:3: [ndp e] ttl: is indented"),
-    ("[ndp e]\nproxy = leased\nmethod = both", "f:3: [ndp e] method: 'both' is none of: own, kernel"),
-    ("[ndp e]\nproxy = leased\nrouter = maybe", "f:3: [ndp e] router: 'maybe' is neither"),
-    ("[ndp e]\nproxy = leased\nsource = global", "f:3: [ndp e] source: 'global' is none of"),
-    ("[ndp e]\nproxy = leased\nautowire = yes", "f:3: [ndp e] autowire: wants a rule `iface`"),
-    ("[ndp e]\nproxy = leased\nttl = 0s", "f:3: [ndp e] ttl: '0s' is not a duration"),
-    ("[ndp e]\nproxy = leased\nttl = 30000", "f:3: [ndp e] ttl: an hour at most (without a unit: seconds)"),
-    ("[ndp e]\nproxy = leased\nallow = ::/64 x", "f:3: [ndp e] allow: 'x' is not an IP address"),
-    ("[ndp e]\nproxy = leased\ndeny = ::1/64", "f:3: [ndp e] deny: ::1/64 has host bits set"),
-    ("[ndp e]\nproxy = leased\nallow = 10.0.0.0/8", "f:3: [ndp e] allow: 10.0.0.0/8 is not IPv6"),
-    ("[ndp e]\nproxy = leased\ndeny = ::1 192.0.2.1", "f:3: [ndp e] deny: 192.0.2.1/32 is not IPv6"),
-])
-def test_a_bad_section_is_told_in_one_line(text: str, where: str) -> None:
-    with pytest.raises(ddpd.ConfigError) as caught:
-        ddpd.read_config(text + "\n", "f")
-    assert str(caught.value).startswith(where) and "\n" not in str(caught.value)
-
 
 GRANTEE = f"[grantee a]\nkey = {ddpd.show_key(KEYS['alice'])}\npools = home\n"
 GRANTOR = f"[grantor g]\nkey = {ddpd.show_key(KEYS['bob'])}\naddress = 192.0.2.1\nask = ::/56\n"
@@ -113,63 +77,11 @@ def filtered(program: list[ddpd.Instruction], frame: bytes, kind: int = 2) -> in
             assert code in (0x54, 0x04, 0x64)
 
 
-def meant(frame: bytes, kind: int, prefixes: Iterable[ddpd.Prefix] | None) -> bool | None:
-    """What the filter is for; None: cut in the target, where either is right."""
-    at, header = 54, frame[20] if len(frame) > 20 else -1
-    if header in (HOP_BY_HOP, DESTINATION) and len(frame) > 55:
-        at, header = 62 + 8 * frame[55], frame[54]
-    if header != frames.ICMPV6 or frame[at : at + 1] != bytes((kind,)):
-        return False
-    if prefixes is None:
-        return True
-    if len(frame) < at + 24:
-        return None
-    target = int.from_bytes(frame[at + 8 : at + 24], "big")
-    return any(target >> 128 - prefix.length == prefix.first >> 128 - prefix.length for prefix in prefixes)
-
-
 def is_sound(program: list[ddpd.Instruction]) -> bool:
     """As the kernel checks it: every jump is forward and inside, the end is reached, the whole is not too long."""
     inside_ = all(max(yes, no) < 256 and at + 1 + max(yes, no) < len(program)
                   for at, (code, yes, no, _) in enumerate(program) if code != 0x06)
     return inside_ and program[-1][0] == 0x06 and len(program) <= 4096
-
-
-def some_prefix(rand: random.Random) -> ddpd.Prefix:
-    first, length = rand.getrandbits(128), rand.choice([0, 1, 31, 32, 33, 48, 56, 63, 64, 65, 96, 97, 127, 128])
-    return ddpd.Prefix(6, first, 128).network(length)
-
-
-def some_frame(rand: random.Random, prefixes: list[ddpd.Prefix]) -> bytes:
-    """Often nearly right."""
-    near = rand.choice(prefixes or [some_prefix(rand)])
-    target = near.first | rand.getrandbits(128) & near.size - 1
-    target ^= (1 << rand.randrange(128)) * rand.randrange(2)
-    kind = bytes((rand.choice([135, 135, 135, 136, 133]), *rand.randbytes(7))) + target.to_bytes(16, "big")
-    header, size = rand.choice([58, 58, 0, 60, 44, 6]), rand.choice([0, 0, 1, 2, 255])
-    if header != 58:
-        kind = bytes((rand.choice([58, 58, 58, 60, 0]), size)) + rand.randbytes(6 + 8 * (size % 255)) + kind
-    frame = rand.randbytes(20) + bytes((header,)) + rand.randbytes(33) + kind + rand.randbytes(50)
-    return frame[: rand.choice([128, 128, rand.randrange(129)])]
-
-
-@pytest.mark.parametrize("many", [None, 0, 1, 2, 7, 24])
-def test_the_filter_lets_through_what_it_is_meant_for(many: int | None) -> None:
-    rand, seen = random.Random(f"filter {many}"), set[bool | None]()
-    for n in range(20 if many == 24 else 200):
-        prefixes = [some_prefix(rand) for _ in range(many or 0)]
-        if many == 24:                                           # /0 and such would leave nothing to the others
-            prefixes = [ddpd.Prefix(6, prefix.first, 128) for prefix in prefixes]
-        kind = 135 + n % 2
-        program = ddpd.neighbour_program(kind, None if many is None else prefixes)
-        assert is_sound(program)
-        for _ in range(50):
-            frame = some_frame(rand, prefixes)
-            wanted = meant(frame, kind, None if many is None else prefixes)
-            seen.add(wanted)
-            assert wanted is None or bool(filtered(program, frame)) == wanted
-            assert filtered(program, frame, kind=3) == 0          # to somebody else
-    assert {True, False} - seen == ({True} if many == 0 else set())
 
 
 @pytest.mark.parametrize("headers", [(), ((HOP_BY_HOP, PAD),), ((DESTINATION, bytes(14)),)])
@@ -216,11 +128,11 @@ def test_a_repaired_checksum_is_right(frame: bytes, junk: bytes) -> None:
 
 
 def test_only_what_is_leased_is_answered() -> None:
-    """100,000 targets, many of them just outside; each answer is a valid advertisement."""
+    """20,000 targets, many of them just outside; each answer is a valid advertisement."""
     rand, frame = random.Random(7), bytes(duplicate_probe(T))
     given_ = ["2001:db8:42:100::/56", "2001:db8:42:300::/64", "2001:db8:42:400::7/128"]
     proxy, rows, answered = proxy_of("proxy = leased", *given_), [ddpd.parse_prefix(row) for row in given_], 0
-    for n in range(100_000):
+    for n in range(20_000):
         row = rows[n % 3]
         target = rand.getrandbits(128) if n % 5 == 0 else row.first | rand.getrandbits(128) & row.size - 1
         target ^= (1 << rand.randrange(128)) * (n % 2)
@@ -234,7 +146,7 @@ def test_only_what_is_leased_is_answered() -> None:
             answered += 1
         else:
             assert found in ("nobody's", "multicast target", "link-local target")
-    assert 30_000 < answered < 70_000
+    assert 6_000 < answered < 14_000
 
 
 FATES = {"short", "another kind", "hop limit", "code", "multicast target", "length", "checksum", "options", "source",
@@ -264,12 +176,12 @@ def resident() -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(2))
 def test_nothing_that_comes_breaks_it(seed: int) -> None:
-    """2,000,000 frames in all; most with the right checksum."""
+    """200,000 frames in all; most with the right checksum."""
     proxy, many, seen, answers, rss = proxy_of(
         f"proxy = leased\n  iface 2001:db8:1::/64 br0\n  never {FREE}\nautowire = yes\ndeny = 2001:db8:3::/64",
-        "2001:db8:42:100::/56"), 250_000, set[str](), 0, 0
+        "2001:db8:42:100::/56"), 100_000, set[str](), 0, 0
     for n, frame in enumerate(mutants(seed, many)):
         now = n * 1e-3
         try:
@@ -301,7 +213,7 @@ def test_who_has_asked_before_gets_the_same_answers(source: str) -> None:
     put(node, "2001:db8:42:1::/64", reach=ddpd.Reach("fe80::9", "eth0"))
     known = node.proxies["eth0"]
     askers = [bytes(frame) for frame, _ in HEARD.values()]
-    for n, frame in enumerate(mutants(9, 60_000)):
+    for n, frame in enumerate(mutants(9, 20_000)):
         if n % 2:                                                 # another target, which may be ours
             place = rand.choice(("2001:db8:42::", "2001:db8:42:300::", "2001:db8:42:1::", "ff02::"))
             target = packed(place)[:8] + rand.randbytes(8)
@@ -313,4 +225,4 @@ def test_who_has_asked_before_gets_the_same_answers(source: str) -> None:
         known_alike, known.alike = known.alike, {}
         assert found == fate(known, frame)
         known.alike = known_alike
-    assert (short > 5_000) == (source != "target") and len(known.alike) <= ddpd.MAX_ALIKE
+    assert (short > 1_500) == (source != "target") and len(known.alike) <= ddpd.MAX_ALIKE

@@ -739,23 +739,6 @@ def test_a_refused_ask_takes_no_token() -> None:
 
 # ---- shares
 
-@settings(max_examples=100)
-@given(st.integers(48, 56), st.integers(0, 6), st.integers(1, 16))
-def test_shares_are_all_of_the_pool_and_as_equal_as_can_be(length: int, more: int, shares: int) -> None:
-    pool = ddpd.Prefix(6, P("2001:db8::/32").first, 32).network(32)._replace(length=length)
-    shortest = length + more
-    if 1 << more < shares:
-        with pytest.raises(ValueError, match="only"):
-            ddpd.share_of(pool, shortest, (1, shares))
-        return
-    parts = [ddpd.share_of(pool, shortest, (n, shares)) for n in range(1, shares + 1)]
-    whole = [part for share in parts for part in share]
-    assert whole == sorted(whole) and sum(part.size for part in whole) == pool.size
-    for one, other in itertools.pairwise(whole):
-        assert other.first == one.first + one.size
-    blocks = [sum(part.size for part in share) >> (128 - shortest) for share in parts]
-    assert max(blocks) - min(blocks) <= 1 and all(part.length <= shortest for part in whole)
-
 
 @pytest.mark.parametrize(("own", "inside"), [(1, "2001:db8:42::/49"), (2, "2001:db8:42:8000::/49")])
 def test_each_draws_from_its_own_share(own: int, inside: str) -> None:
@@ -913,17 +896,6 @@ def test_a_line_says_who_what_and_when_and_nothing_secret() -> None:
                         common | {"time": int(WALL) + 10, "event": "ended"}]
 
 
-def test_renewals_say_nothing_and_the_end_is_said_once() -> None:
-    hub = Billed()
-    prefix, = hub.get("alice", want(0))
-    for _ in range(5):
-        hub.later(1000)
-        hub.get("alice", want(0))
-    hub.later(3601)
-    hub.later(30 * 86400)
-    assert hub.events() == [("begun", "alice", str(prefix)), ("ended", "alice", str(prefix))]
-
-
 def test_a_revoke_is_the_end() -> None:
     hub = Billed()
     prefix, = hub.get("alice", want(0))
@@ -955,28 +927,6 @@ def test_what_ran_out_while_nobody_ran_is_ended_at_the_start() -> None:
     hub.node.restore([record for _, record in found.values()], hub.now)
     hub.later(0)
     assert [row["event"] for row in hub.rows] == ["begun", "ended"]
-
-
-def test_a_lease_that_comes_back_before_its_end_never_ended() -> None:
-    """A pool moves away and back again: one lease, begun once."""
-    hub = Billed()
-    prefix, = hub.get("alice", want(0))
-    hub.configure(HOME.replace(":42:", ":77:"))
-    hub.get("alice", want(0))
-    hub.later(10)
-    hub.configure(HOME)
-    assert hub.get("alice", want(0)) == [prefix]
-    hub.check()
-    hub.later(7200)
-    hub.check()
-
-
-def test_another_length_and_back() -> None:
-    hub = Billed()
-    hub.get("alice", want(0, "::/64"))
-    hub.get("alice", want(0, "::/60"))
-    hub.get("alice", want(0, "::/64"))
-    hub.check()
 
 
 def test_who_is_no_longer_configured_is_still_named() -> None:

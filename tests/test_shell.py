@@ -1,8 +1,7 @@
-"""Below the waterline: a disk that is full, effects in order, one daemon a lease file."""
+"""Below the waterline: a disk that is full, one daemon a lease file, keys, the log."""
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import json
 import os
@@ -145,78 +144,6 @@ def test_a_line_that_says_another_version_is_only_damaged(tmp_path: Path) -> Non
     found = store.read()
     assert found is not None and next(each for _, each in found[0].values())["slot"] == record(1)["slot"]
 
-
-# ---- effects in order
-
-class Acts:
-    """What a daemon did, in the order in which it did it."""
-
-    def __init__(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.did: list[str] = []
-        daemon = self.daemon = ddpd.Daemon.__new__(ddpd.Daemon)
-        daemon.store = ddpd.Store(str(tmp_path / "l.json"))
-        daemon.store.rewrite([])
-        daemon.node = ddpd.Node(ddpd.read_config("", "t"), bytes(32), "b", os.urandom)
-        daemon.config = daemon.node.config
-        daemon.marked, daemon.unwritten = True, []
-        real = daemon.store.save
-
-        def save(saves: Any, now: ddpd.Now) -> bool:
-            self.did.append("save")
-            return real(saves, now)
-        monkeypatch.setattr(daemon.store, "save", save)
-        monkeypatch.setattr(daemon, "install", lambda _: self.did.append("install"))
-        monkeypatch.setattr(ddpd.Daemon, "ACTIONS", {
-            ddpd.Send: lambda _, effect, __: self.did.append(f"send {effect.datagram.decode()}"),
-            ddpd.Note: lambda _, effect, __: self.did.append(f"note {effect.text}")})
-
-
-@pytest.fixture
-def acts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Acts]:
-    made = Acts(tmp_path, monkeypatch)
-    yield made
-    if made.daemon.store.fd >= 0:
-        os.close(made.daemon.store.fd)
-
-
-def grant(acts: Acts, n: int, promise: bool = True) -> list[ddpd.Effect]:
-    """As a grantor leaves it behind: a new lease, or one that was promised before."""
-    wanted, grantor = acts.daemon.node.wanted, acts.daemon.node.grantor
-    wanted.record(lease(n))
-    wanted.changed.add(("1 route", n))
-    if promise:
-        grantor.unwritten[ddpd.key_of(lease(n))] = []
-    return [ddpd.Note(str(n)), ddpd.Send(b"%d" % n, ddpd.Path("::1", 1))]
-
-
-def test_a_batch_is_saved_once_before_anything_is_sent(acts: Acts) -> None:
-    acts.daemon.converge([grant(acts, 1), grant(acts, 2)])
-    assert acts.did == ["save", "install", "note 1", "send 1", "note 2", "send 2"]
-    assert not acts.daemon.node.grantor.unwritten
-
-
-@pytest.mark.parametrize("former", [False, True], ids=["new", "former"])
-def test_what_could_not_be_saved_is_not_sent(former: bool, acts: Acts, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nor anything else of its batch: who asked in it asks again.  A former lease that comes back is as new as any."""
-    monkeypatch.setattr(os, "fdatasync", full)
-    if former:
-        acts.daemon.node.wanted.forget_record(ddpd.key_of(lease(2)))
-    other: list[ddpd.Effect] = [ddpd.Send(b"x", ddpd.Path("::1", 1))]
-    lost = acts.daemon.converge([grant(acts, 2), grant(acts, 1, promise=False), other, grant(acts, 3)])
-    assert not any(did.startswith("send") for did in acts.did) and "note 3" in acts.did
-    assert acts.daemon.node.grantor.disk_full and lost == {ddpd.key_of(lease(n)) for n in (2, 3)}
-
-
-def test_the_marker_says_that_there_was_a_grant(acts: Acts, tmp_path: Path) -> None:
-    acts.daemon.marked = False
-    acts.daemon.config = dataclasses.replace(acts.daemon.config, key=str(tmp_path / "key"))
-    acts.daemon.node.wanted.record(record(3))
-    acts.daemon.converge([])
-    assert not (tmp_path / "key.granted").exists()
-    acts.daemon.converge([grant(acts, 1)])
-    assert (tmp_path / "key.granted").exists()
-
-
 # ---- keys, files, log
 
 def config(tmp_path: Path) -> ddpd.Config:
@@ -308,99 +235,7 @@ class Redirected:
     def poll(self, timeout: float) -> list[tuple[int, int]]:
         return list(self.poller.poll(timeout))
 
-
-# ---- commands of the system
-
-def test_failed_lines_are_told_apart() -> None:
-    said = "RTNETLINK answers: File exists\nCommand failed -:2\nError: x\nCommand failed -:5\n"
-    assert list(ddpd.failed_lines(said)) == [(1, "RTNETLINK answers: File exists"), (4, "Error: x")]
-
-
-@pytest.mark.parametrize(("command", "says"), [
-    (["true"], ""), (["false"], "failed"), (["sh", "-c", "echo no >&2; exit 1"], "no")])
-def test_run_command(command: list[str], says: str) -> None:
-    assert ddpd.run_command(command, "") == says
-
-
-def test_a_command_that_cannot_be_run() -> None:
-    with pytest.raises(OSError, match="nonexistent"):
-        ddpd.run_command(["/nonexistent"], "")
-
-
-def test_a_command_has_so_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ddpd, "CHILD_S", 0.05)
-    with pytest.raises(OSError, match="sleep: Connection timed out"):
-        ddpd.run_command(["sleep", "5"], "")
-
-
-class FakeKernel(ddpd.Kernel):
-    """Notes the lines, and fails those that contain `broken`."""
-
-    def __init__(self, *addresses: str) -> None:
-        super().__init__(221)
-        self.own = [ddpd.parse_interface(each) for each in addresses]
-        self.lines: list[str] = []
-        self.broken = "nothing"
-        self.look()
-
-    def look(self) -> ddpd.Links:
-        self.links = ddpd.Links({2: "br0"}, tuple((2, own) for own in self.own))
-        return self.links
-
-    def run(self, lines: list[tuple[ddpd.Thing, str]]) -> list[ddpd.Failure]:
-        self.lines += [line for _, line in lines]
-        return [ddpd.Failure(thing, line, "so") for thing, line in lines if self.broken in line]
-
-
 A = ddpd.parse_interface("2001:db8:1::1/64")
-
-
-class Installer:
-    """A daemon that only installs."""
-
-    def __init__(self, tmp_path: Path) -> None:
-        daemon = self.daemon = ddpd.Daemon.__new__(ddpd.Daemon)
-        daemon.store = ddpd.Store(str(tmp_path / "l.json"))
-        daemon.store.rewrite([])
-        daemon.node = ddpd.Node(ddpd.read_config("", "t"), bytes(32), "b", os.urandom)
-        daemon.config, daemon.unwritten, daemon.awaited = daemon.node.config, [], set()
-        daemon.retry_install = float("inf")
-
-    def over(self, *addresses: str) -> tuple[ddpd.Daemon, FakeKernel]:
-        self.daemon.kernel = kernel = FakeKernel(*addresses)
-        return self.daemon, kernel
-
-
-@pytest.fixture
-def installer(tmp_path: Path) -> Iterator[Installer]:
-    made = Installer(tmp_path)
-    yield made
-    made.daemon.kernel.close()
-    os.close(made.daemon.store.fd)
-
-
-@pytest.mark.parametrize("there", ["2001:db8:1::1/64", "2001:db8:1::1/128"])
-def test_an_address_that_is_there_already_is_left_alone(installer: Installer, there: str) -> None:
-    """With another length too: the kernel would say that it is there, again and again."""
-    daemon, kernel = installer.over(there)
-    daemon.node.wanted.put(ddpd.Address("br0", A, 2e3, 2e3))
-    for _ in range(3):
-        daemon.install(NOW)
-    assert kernel.lines == [] and daemon.node.made == {} and daemon.retry_install == float("inf")
-    daemon.node.wanted.take(("2 address", "br0", A))
-    daemon.install(NOW)
-    assert kernel.lines == []
-
-
-def test_what_could_not_be_made_is_not_ours(installer: Installer) -> None:
-    """An operator may make it meanwhile."""
-    daemon, kernel = installer.over()
-    kernel.broken = "addr"
-    address = ddpd.Address("br0", A, 2e3, 2e3)
-    daemon.node.wanted.put(address)
-    daemon.install(NOW)
-    assert daemon.node.made == {} and daemon.retry_install < float("inf") and not kernel.installed
-    assert address.record() not in on_disk(daemon.store)
 
 
 # ---- ip
@@ -419,28 +254,6 @@ def test_a_batch_that_dies_is_run_line_by_line(monkeypatch: pytest.MonkeyPatch) 
     assert ran == [["-4", "-force", "-batch", "-"], ["-4", "c"], ["-6", "-force", "-batch", "-"],
                    ["-6", "a", "b"], ["-6", "junk"]]
     kernel.close()
-
-
-def test_an_ip_that_cannot_be_run_has_made_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ddpd, "run_command", full)
-    kernel = ddpd.Kernel(221)
-    six, four = ddpd.Address("br0", A), ddpd.Address("br0", ddpd.parse_interface("192.0.2.1/24"))
-    assert [failure.line for failure in kernel.run([(six, "a"), (four, "b")])] == ["a", "b"]
-    kernel.close()
-
-
-def test_an_address_of_ours_that_could_not_be_refreshed_stays_ours(installer: Installer) -> None:
-    daemon, kernel = installer.over()
-    daemon.node.wanted.put(ddpd.Address("br0", A, 2e3, 2e3))
-    daemon.install(NOW)
-    kernel.own.append(A)
-    kernel.look()
-    kernel.broken = "addr replace"
-    daemon.node.wanted.put(ddpd.Address("br0", A, 3e3, 3e3))
-    daemon.install(NOW)
-    kernel.broken, kernel.lines = "nothing", []
-    daemon.install(NOW)
-    assert len(kernel.lines) == 1 and daemon.node.made
 
 
 # ---- what the system does not have
@@ -482,15 +295,3 @@ def test_each_line_has_a_level(environment: dict[str, str], out: list[str], err:
     log.error("bad")
     said = capfd.readouterr()
     assert (said.out.splitlines(), said.err.splitlines()) == (out, err)
-
-
-# ---- hooks that the kernel does not run
-
-@pytest.mark.parametrize(("text", "says"), [
-    ("#!/bin/sh\r\nexit\r\n", "CR LF"), ("exit\n", "#!"), ("#!/nowhere/sh\nexit\n", "/nowhere/sh"), ("", "#!"),
-    ("#!/bin/sh\nexit\n", ""), ("#! /usr/bin/env python3\n", ""), ("\x7fELF", "")])
-def test_flaws_in_scripts(text: str, says: str, tmp_path: Path) -> None:
-    program = tmp_path / "hook"
-    program.write_bytes(text.encode())
-    found = ddpd.flaw_in_script(str(program))
-    assert says in found and bool(says) == bool(found)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from typing import Any
 
 import pytest
@@ -28,32 +27,6 @@ ANSWER = ddpd.Answer(
     ntp=(ddpd.parse_host("2001:db8::123"),), mtu=1400, wg_key=bytes(32),
     wg_endpoint="vpn.example.net:51820",
     wg_allowed=(ddpd.parse_prefix("::/0"), ddpd.parse_prefix("10.0.0.0/8")), wg_keepalive=25)
-
-# The wire format, frozen.  If this test fails, the protocol has changed: its version has to.
-GOLDEN: list[tuple[ddpd.Message, str]] = [
-    (ddpd.Ask(stamp=1, run=RUN), "01 01 08 0000000000000001 02 08 a1a2a3a4a5a6a7a8"),
-    (ASK, "01 01 08 00060a24181e4000 02 08 a1a2a3a4a5a6a7a8 03 10 20010db8000100000000000000000002"
-          "04 06 72312e6c616e 05 03 000638 05 13 010638 20010db8004212000000000000000000"
-          "05 1b 020420 c0000207 000102030405060708090a0b0c0d0e0f10111213 06 01 09 06 01 ff"),
-    (ANSWER, "02 01 08 0000000000000002 10 01 00 11 01 01"
-             "12 30 00 06 38 01 00000708 00000e10 000102030405060708090a0b0c0d0e0f10111213"
-             "20010db8004212000000000000000000"
-             "12 24 01 04 20 00 00000000 0000003c 000102030405060708090a0b0c0d0e0f10111213 c0000207"
-             "13 14 03 03 0000003c 6e6f202f35362069732066726565"
-             "14 08 00000384 ffffffff 16 02 0280 17 01 07 18 02 736f"
-             "20 20 20010db8000000000000000000000053 00000000000000000000ffffc0000235"
-             "21 03 6c616e 21 0b 6578616d706c652e6e6574 22 10 20010db8000000000000000000000123"
-             "23 02 0578 28 20 " + "00" * 32 +
-             "29 15 76706e2e6578616d706c652e6e65743a3531383230"
-             "2a 12 0600 00000000000000000000000000000000 2a 06 0408 0a000000 2b 02 0019"),
-    (ddpd.Nudge(), "03"),
-]
-
-
-@pytest.mark.parametrize(("message", "wire"), GOLDEN, ids=["least ask", "ask", "answer", "nudge"])
-def test_golden(message: ddpd.Message, wire: str) -> None:
-    assert ddpd.encode(message) == bytes.fromhex(wire)
-    assert ddpd.decode(bytes.fromhex(wire)) == message
 
 
 @pytest.mark.parametrize(("row", "number"), [
@@ -203,37 +176,6 @@ def test_a_list_too_long_for_one_value_goes_on_in_another() -> None:
 
 
 # ---- random weather
-
-def mutated(dice: random.Random, blob: bytes) -> bytes:
-    wild = bytearray(blob)
-    for _ in range(dice.randint(1, 4)):
-        at = dice.randrange(len(wild))
-        change = dice.randrange(4)
-        if change == 0:
-            wild[at] = dice.randrange(256)
-        elif change == 1:
-            wild[at] ^= 1 << dice.randrange(8)
-        elif change == 2:
-            wild.insert(at, dice.randrange(256))
-        else:
-            del wild[at:at + dice.randint(1, 3)]
-        wild = wild or bytearray(1)
-    return bytes(wild)
-
-
-def test_noise_never_crashes_the_decoder() -> None:
-    """What is decoded can be encoded, and says the same."""
-    dice = random.Random(1)
-    blobs = [ddpd.encode(message) for message, _ in GOLDEN]
-    heard = 0
-    for _ in range(30_000):
-        try:
-            message = ddpd.decode(mutated(dice, dice.choice(blobs)))
-        except ddpd.Drop:
-            continue
-        heard += 1
-        repr(message)
-    assert 100 < heard < 29_900
 
 
 @given(st.binary(max_size=1232))

@@ -143,70 +143,6 @@ class World:
     def ours(self) -> dict[Prefix, bytes]:
         return {thing.prefix: thing.key for thing in self.node.made.values() if isinstance(thing, AllowedIp)}
 
-
-# ---- what `wg` says, and what it is told
-
-
-def test_what_wg_shows() -> None:
-    text = f"{ddpd.show_key(A)}\t10.0.0.1/32 fd00::/64\n{ddpd.show_key(B)}\t(none)\n"
-    assert ddpd.allowed_of(text) == {A: (parse_prefix("10.0.0.1"), parse_prefix("fd00::/64")), B: ()}
-    with pytest.raises(ValueError, match="not a key"):
-        ddpd.allowed_of("Unable to access interface: No such device\n")
-
-
-ROWS: list[tuple[str, list[str]]] = [
-    # an entry of B, and what it is in the way of
-    ("2001:db8:42:100::/56", ["2001:db8:42::/48", "2001:db8:42:100::/56", "2001:db8:42:1ff::/64"]),
-    ("10.9.0.7/32", ["10.9.0.0/24", "10.9.0.7/32"]),
-    ("10.9.0.0/24", ["10.9.0.7/32", "10.0.0.0/8"]),
-]
-
-
-@pytest.mark.parametrize(("entry", "overlapping"), ROWS)
-def test_what_overlaps_an_allowed_ip_of_another(entry: str, overlapping: list[str]) -> None:
-    holders = ddpd.Holders([(parse_prefix(entry), B), (parse_prefix("fd00::/64"), A)])
-    for text in overlapping:
-        assert holders.is_anothers(A, parse_prefix(text)) and not holders.is_anothers(B, parse_prefix(text))
-    assert not holders.is_anothers(A, parse_prefix("2001:db8:42:200::/56"))
-    assert not holders.is_anothers(A, parse_prefix("10.9.1.0/24"))
-
-
-def test_the_longest_entry_has_an_address() -> None:
-    holders = ddpd.Holders([(parse_prefix("::/0"), A), (parse_prefix("fe80::/64"), B), (parse_prefix("fe80::7"), C)])
-    owners = [holders.owner(parse_prefix(text)) for text in ("fe80::7", "fe80::8", "2001:db8::1", "10.0.0.1")]
-    assert owners == [C, B, A, None]
-
-
-def test_holders_are_as_a_list_says() -> None:
-    """Against one look at each."""
-    dice = random.Random(6)
-    rows = {Prefix(6, dice.getrandbits(6) << 122 & -(1 << (128 - length)), length): dice.choice(KEYS)
-            for length in dice.choices(range(7), k=40)}
-    holders = ddpd.Holders(rows.items())
-    for _ in range(2000):
-        length = dice.randrange(7)
-        prefix, key = Prefix(6, dice.getrandbits(6) << 122 & -(1 << (128 - length)), length), dice.choice(KEYS)
-        assert holders.is_anothers(key, prefix) == any(
-            prefix.overlaps(other) and owner != key for other, owner in rows.items())
-
-
-def test_a_list_is_written_back_as_it_was() -> None:
-    own, foreign = parse_prefix("10.9.0.7"), [parse_prefix(text) for text in ("10.0.0.9", "fd00::/64", "10.0.0.1")]
-    peers = {A: tuple(foreign), B: (parse_prefix("10.9.0.8"),), C: ()}
-    added = ddpd.peer_list(peers, [(0, AllowedIp("wg0", A, own), True)])
-    assert added == ({A: [*foreign, own]}, [], {})
-    removed = ddpd.peer_list({**peers, A: (*foreign[:1], own, *foreign[1:])}, [(0, AllowedIp("wg0", A, own), False)])
-    assert removed == ({A: foreign}, [], {})
-
-
-def test_nothing_is_taken_from_another_peer() -> None:
-    peers = {A: (), B: (parse_prefix("10.9.0.8"),)}
-    wanted = ddpd.peer_list(peers, [(0, AllowedIp("wg0", A, parse_prefix("10.9.0.8")), True),
-                                    (1, AllowedIp("wg0", C, parse_prefix("10.9.0.9")), True),
-                                    (2, WgPeer("wg0", C), False), (3, WgPeer("wg0", B), True)])
-    assert wanted == ({}, [], {0: f"is an allowed IP of {ddpd.short(B)}", 1: "no such peer"})
-
-
 # ---- leases
 
 
@@ -606,8 +542,8 @@ def test_what_the_status_shows() -> None:
     assert "wireguard wg0  not there" in ddpd.status_text(ddpd.status_of(world.node, world.now, 9), colours=False)
 
 
-def test_a_thousand_peers_are_written_in_one_go() -> None:
-    keys = [ddpd.digest(bytes((n // 256, n % 256))) for n in range(1000)]
+def test_hundreds_of_peers_are_written_in_one_go() -> None:
+    keys = [ddpd.digest(bytes((n // 256, n % 256))) for n in range(300)]
     world = World(POOLS.replace("/24", "/16").replace("10.9", "10.8") + WG, keys)
     for key in keys:
         world.get(key, "::/64")
@@ -616,15 +552,6 @@ def test_a_thousand_peers_are_written_in_one_go() -> None:
     world.calls = 0
     world.restart(clean=True)
     assert world.calls == 1 and all(len(allowed) == 1 for allowed in world.table.values())
-
-
-def test_a_made_interface_and_what_carries_no_mark_are_on_file() -> None:
-    things: list[ddpd.Unmarked] = [ddpd.Interface("wg0", A, "192.0.2.1:51820", own=B), ddpd.Interface("wg1"),
-                                   WgPeer("wg0", A), AllowedIp("wg0", A, parse_prefix("10.9.0.7"))]
-    read = [ddpd.made_of(thing.record()) for thing in things]
-    assert read == [ddpd.Interface("wg0", A, "192.0.2.1:51820", own=B), ddpd.Interface("wg1"), *things[2:]]
-    assert all(len(ddpd.line_of("," + str({**thing.record(), "serial": 2**53}))) == ddpd.LINE
-               for thing in things)
 
 
 # ---- whatever happens

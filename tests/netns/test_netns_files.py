@@ -57,9 +57,9 @@ def granted(exit_: Daemon) -> dict[str, str]:
     return {row["grantee"]: row["prefix"] for row in exit_.status()["granted"]}
 
 
-def three(lab: Lab) -> tuple[Daemon, dict[str, Daemon], dict[str, str]]:
+def three(lab: Lab, lifetime: str = "20s") -> tuple[Daemon, dict[str, Daemon], dict[str, str]]:
     """A grantor with three grantees that are bound, and what each has."""
-    exit_ = lab["exit"].ddpd(EXIT.format("")).start()
+    exit_ = lab["exit"].ddpd(EXIT.format("").replace("20s", lifetime)).start()
     grantees = {name: lab[name].ddpd(GRANTEE).start() for name in OLD}
     for grantee in grantees.values():
         grantee.eventually(lambda g=grantee: bound(g))      # type: ignore[misc]  # a loop's lambda
@@ -81,7 +81,7 @@ def newcomer(lab: Lab) -> dict[str, str]:
 
 def test_everybody_gets_the_same_again_after_the_lease_file_is_lost(lab: Lab) -> None:
     """Tickets bring all back; a newcomer waits until nobody can hold what the table has not."""
-    exit_, grantees, had = three(lab)
+    exit_, grantees, had = three(lab, "12s")
     exit_.stop()
     (exit_.dir / "leases.json").unlink()
     exit_.start()
@@ -157,6 +157,27 @@ def test_a_line_edited_by_hand_is_believed(lab: Lab) -> None:
         exit_.start()
         assert granted(exit_) == had
         exit_.stop()
+
+
+# ==== in time ==========================================================================
+
+
+@needs("command -v strace")
+def test_what_is_answered_is_on_the_disk_by_then(lab: Lab) -> None:
+    """Whenever it is killed, nobody holds what the grantor does not know of."""
+    exit_ = lab["exit"].ddpd(EXIT.format("")).start()
+    assert exit_.process is not None
+    process = Path(f"/proc/{exit_.process.pid}/status")
+    trace = lab["exit"].start(f"strace -f -qq -s 9999 -e trace=pwrite64,fdatasync,sendmsg -p {exit_.process.pid}")
+    eventually(lambda: "TracerPid:\t0\n" not in process.read_text())
+    home = lab["one"].ddpd(GRANTEE).start()
+    home.eventually(lambda: bound(home))
+    [prefix] = bound(home)
+    eventually(lambda: "sendmsg(" in trace.log())
+    calls = trace.log().split("sendmsg(")[0].splitlines()         # all before the first answer
+    written = [n for n, line in enumerate(calls) if "pwrite64(" in line and prefix in line]
+    flushed = [n for n, line in enumerate(calls) if "fdatasync(" in line]
+    assert written and flushed and written[0] < flushed[-1], calls
 
 
 # ==== full ============================================================================

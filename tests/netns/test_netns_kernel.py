@@ -339,14 +339,20 @@ def test_without_a_disk_nothing_is_made_that_nobody_would_own(lab: Lab, tmp_path
         subprocess.run(["umount", "-l", disk], check=True)
 
 
-def test_what_cannot_be_taken_away_stays_ours(lab: Lab, tmp_path: Path) -> None:
-    """`ip` fails for a while: tried again, and `clean` knows of it."""
+def breakable(tmp_path: Path) -> tuple[str, Path]:
+    """A folder for PATH with an `ip` that fails as long as there is a file."""
     tool, broken = tmp_path / "bin" / "ip", tmp_path / "broken"
     tool.parent.mkdir()
     tool.write_text(f'#!/bin/sh\n[ ! -e {broken} ] || {{ echo no >&2; exit 1; }}\nexec {IP} "$@"\n')
     tool.chmod(0o755)
+    return str(tool.parent), broken
+
+
+def test_what_cannot_be_taken_away_stays_ours(lab: Lab, tmp_path: Path) -> None:
+    """`ip` fails for a while: tried again, and `clean` knows of it."""
+    path, broken = breakable(tmp_path)
     before = lab["home"].kernel()
-    _, home = both(lab, path=str(tool.parent))
+    _, home = both(lab, path=path)
     broken.touch()
     assert home.command("release").returncode == 0
     home.eventually(lambda: "cannot remove command=" in home.log())
@@ -354,6 +360,23 @@ def test_what_cannot_be_taken_away_stays_ours(lab: Lab, tmp_path: Path) -> None:
     broken.unlink()
     assert home.command("clean").returncode == 0
     assert changes(before, lab["home"].kernel()) == []
+
+
+def test_what_could_not_be_made_is_not_ours(lab: Lab, tmp_path: Path) -> None:
+    """An operator has made it meanwhile: it stays, whatever ddpd does."""
+    path, broken = breakable(tmp_path)
+    broken.touch()
+    _, home = both(lab, path=path)
+    home.eventually(lambda: "cannot install command=" in home.log())
+    lab["home"].address("br-lan", "10.64.7.1/24")
+    by_hand = addresses(lab["home"])
+    broken.unlink()
+    home.eventually(lambda: "2001:db8:42:" in lab["home"].look("addr show dev up"), 45)
+    assert home.command("release").returncode == 0
+    home.eventually(lambda: home.status()["held"] == [])
+    home.stop()
+    assert home.command("clean").returncode == 0
+    assert addresses(lab["home"]) == by_hand == ["10.64.7.1/24"]
 
 
 def test_a_record_of_what_is_gone_takes_nothing_of_the_operators(lab: Lab) -> None:

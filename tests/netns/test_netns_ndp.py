@@ -1,4 +1,4 @@
-"""Neighbour discovery proxy, on real interfaces, beside what others do: ndppd, npd6, the kernel.
+"""Neighbour discovery proxy, on real interfaces.
 
     asker:eth0 ---- eth0:proxy:eth1 ---- eth0:inside
     02:..:0a:01     02:..:0b:02
@@ -28,7 +28,6 @@ from daemon import Daemon
 from frames import (
     ASKER,
     DESTINATION,
-    EVERYBODY,
     FRAGMENTED,
     HOP_BY_HOP,
     OVERRIDE,
@@ -36,7 +35,6 @@ from frames import (
     ROUTER,
     SOLICITED,
     Frame,
-    Read,
     advertisement,
     duplicate_probe,
     packed,
@@ -184,55 +182,12 @@ pin   = {NET}:/64
 [ndp eth0]
 proxy = leased
 """
-NDPPD = "route-ttl 30000\nproxy eth0 {{\n  router yes\n  ttl 30000\n  rule 2001:db8:77:1::/64 {{\n    {}\n  }}\n}}\n"
-NPD6 = """prefix=2001:0db8:0077:0001:
-interface = eth0
-ralogging = off
-listtype = none
-listlogging = off
-collectTargets = 0
-linkOption = false
-ignoreLocal = true
-routerNA = true
-maxHops = 255
-pollErrorLimit = 20
-"""
 
 
 def start_ddpd(lab: Lab) -> None:
     daemon = lab["proxy"].ddpd(LEASED).start()
     inside = lab["inside"].ddpd(INSIDE).start()
     daemon.eventually(lambda: [row["prefix"] for row in inside.status()["held"]] == [f"{NET}:/64"])
-
-
-def start_ndppd(lab: Lab, how: str = "static") -> None:
-    (lab.folder / "ndppd.conf").write_text(NDPPD.format(how))
-    lab["proxy"].start("ndppd -c ndppd.conf")
-
-
-def start_npd6(lab: Lab) -> None:
-    (lab.folder / "npd6.conf").write_text(NPD6)
-    lab["proxy"].start("npd6 -f -l - -c npd6.conf")
-
-
-def start_kernel(lab: Lab) -> None:
-    lab["proxy"].sysctl({"net/ipv6/conf/eth0/proxy_ndp": 1, "net/ipv6/neigh/eth0/proxy_delay": 0})
-    for target in {FENCE, *TARGETS.values()} - {OWN, GROUP, TARGETS["unleased target"]}:
-        lab["proxy"].ip(f"-6 neigh add proxy {target} dev eth0")
-
-
-SPEAKERS = {"ddpd": start_ddpd, "ndppd": start_ndppd, "npd6": start_npd6, "kernel": start_kernel}
-KNOWN: dict[str, dict[str, str]] = {     # what the others are known to do wrong
-    "ndppd": {"to the target": "silent", "to the target, no option": "silent", "duplicate-address probe": "silent",
-              "own address": "answers twice", "hop limit 64": "answers", "code 1": "answers",
-              "option of length 0": "answers", "bad checksum": "answers", "VLAN 5": "answers"},
-    "npd6":  {"to the target": "silent", "to the target, no option": "silent", "duplicate-address probe": "silent",
-              "own address": "answers twice", "hop limit 64": "answers", "code 1": "answers",
-              "option of length 0": "answers", "bad checksum": "answers", "VLAN 5": "answers"},
-    "kernel": {"to the target": "silent", "to the target, no option": "silent"},
-}
-Reactions = dict[str, dict[str, list[bytes] | None]]
-EXPECTED: dict[str, list[bytes]] = {}    # of ddpd, and the kernel under it
 
 
 def expected(lab: Lab, case: str) -> list[bytes]:
@@ -244,64 +199,27 @@ def expected(lab: Lab, case: str) -> list[bytes]:
     return [right(lab, target)] if fate else []
 
 
-def faults(said: Read, fate: str) -> Iterator[str]:
-    flags = {"asker": SOLICITED, "all": 0, "kernel": SOLICITED | OVERRIDE}[fate]
-    meant = (EVERYBODY, "ff02::1") if fate == "all" else (ASKER, HERE)
-    if said.word & ~ROUTER != flags:
-        yield f"flags {said.word >> 28:x}"
-    if (said.to, said.destination) != meant:
-        yield f"to {said.destination}"
-    if said.options != ((2, PROXY),):
-        yield "no option"
-
-
-def judged(frames: list[bytes] | None, fate: str) -> str:
-    """Empty: right."""
-    if frames is None:
-        return "answers nothing any more"
-    if not fate or not frames:
-        return "answers" if frames else "silent" if fate else ""
-    if len(frames) > 1:
-        return "answers twice"
-    hops = f"hop limit {frames[0][21]}" if frames[0][21] != 255 else ""
-    return hops or ", ".join(faults(read(frames[0]), fate))
-
-
 @pytest.fixture(scope="module")
-def reactions() -> Iterator[Reactions]:
-    """Of all speakers to all cases; printed as a table."""
-    found: Reactions = {}
-    for name, start in SPEAKERS.items():
-        with hosts() as lab:
-            outside(lab)
-            lab["proxy"].address("eth0", f"{OWN}/128")
-            lab.cable("proxy:eth1 2001:db8:88::1/64", "inside:eth0 2001:db8:88::2/64")
-            asker = Asker(lab)
-            start(lab)
-            eventually(lambda: asker.asks(FENCE), 10)       # noqa: B023
-            found[name] = {case: asker.reaction(build(TARGETS[case])) for case, (build, _) in CASES.items()}
-            if name == "ddpd":
-                EXPECTED.update((case, expected(lab, case)) for case in CASES)
-    print(f"{'':26}" + "".join(f"{name:26}" for name in found))
-    for case, (_, fate) in CASES.items():
-        print(f"{case:26}" + "".join(f"{judged(found[name][case], fate) or 'right':26}" for name in found))
-    yield found
+def reactions() -> Iterator[dict[str, tuple[list[bytes] | None, list[bytes]]]]:
+    """To all cases: what was said, and what is right."""
+    with hosts() as lab:
+        outside(lab)
+        lab["proxy"].address("eth0", f"{OWN}/128")
+        lab.cable("proxy:eth1 2001:db8:88::1/64", "inside:eth0 2001:db8:88::2/64")
+        asker = Asker(lab)
+        start_ddpd(lab)
+        eventually(lambda: asker.asks(FENCE), 10)
+        yield {case: (asker.reaction(build(TARGETS[case])), expected(lab, case)) for case, (build, _) in CASES.items()}
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_reaction_is_right(reactions: Reactions, case: str) -> None:
+def test_the_reaction_is_right(reactions: dict[str, tuple[list[bytes] | None, list[bytes]]], case: str) -> None:
     """Byte for byte; to what is malformed, or somebody else's: none."""
-    assert reactions["ddpd"][case] == EXPECTED[case]
-    assert judged(reactions["ddpd"][case], CASES[case][1]) == ""
+    said, meant = reactions[case]
+    assert said == meant
 
 
-@pytest.mark.parametrize(("name", "case"), [(name, case) for name, known in KNOWN.items() for case in known])
-def test_others_are_as_known(reactions: Reactions, name: str, case: str) -> None:
-    """So that the test above is one that can fail."""
-    assert judged(reactions[name][case], CASES[case][1]) == KNOWN[name][case]
-
-
-# ==== where others go wrong ===========================================================
+# ==== where it is easy to go wrong ====================================================
 
 
 # With this before its command, a ddpd doubts no route by itself: only news of it make it look again.
@@ -354,7 +272,7 @@ def test_many_rules_fit_an_old_kernels_memory_for_options(lab: Lab) -> None:
     """... in which the filter before and the one after have to fit, as leases and rules come and go."""
     lab["proxy"].sysctl({"net/core/optmem_max": 20480})
     daemon, asker = proxying(lab, f"iface {NET}:/64 eth1"), Asker(lab)
-    for many in 1, 20, 40, 60, 200, 500, 3:
+    for many in 1, 40, 200, 500, 3:
         rules = "".join(f"  static {NET}:{n:x}/128\n  iface 2001:db8:78::{n:x}/128 eth1\n" for n in range(1, many + 1))
         daemon.write(f"[ddpd]\n[ndp eth0]\nproxy =\n{rules}")
         assert daemon.command("reload").returncode == 0
@@ -396,18 +314,13 @@ def lasts(asker: Asker, target: str, at_most_s: float) -> float:
     return heard - start
 
 
-@pytest.mark.parametrize(("speaker", "low", "high"), [("ddpd", 0.0, 4.2), ("ndppd", 4.3, 99.0)])
-def test_who_died_inside_is_soon_not_answered_for(lab: Lab, speaker: str, low: float, high: float) -> None:
+def test_who_died_inside_is_soon_not_answered_for(lab: Lab) -> None:
     asker, inner = Asker(lab), f"{NET}:5"
     lab["inside"].address("eth0", f"{inner}/64")
-    if speaker == "ddpd":
-        proxying(lab, f"iface {NET}:/64 eth1")
-    else:
-        lab["proxy"].address("eth1", f"{NET}:1/64")
-        start_ndppd(lab, "iface eth1")
+    proxying(lab, f"iface {NET}:/64 eth1")
     eventually(lambda: asker.asks(inner), 10)
     lab["inside"].ip("link set dev eth0 down")
-    assert low <= lasts(asker, inner, 6) <= high
+    assert lasts(asker, inner, 6) <= 4.2
 
 
 def jiffies(daemon: Daemon) -> int:
@@ -709,10 +622,12 @@ LOSSES: dict[str, Callable[[Leased, Lab], object]] = {
 }
 
 
-@pytest.mark.parametrize("loss", LOSSES)
-def test_what_the_kernel_lost_it_has_again(leased: Leased, lab: Lab, loss: str) -> None:
-    LOSSES[loss](leased, lab)
-    leased.daemon.eventually(leased.has, 2 * ddpd.NEIGHBOURS_S)    # of some the kernel tells nobody
+@pytest.mark.parametrize("leased", ["iproute2"], indirect=True)
+def test_what_the_kernel_lost_it_has_again(leased: Leased, lab: Lab) -> None:
+    for loss, happens in LOSSES.items():
+        print(f"[+] {loss}")
+        happens(leased, lab)
+        leased.daemon.eventually(leased.has, 2 * ddpd.NEIGHBOURS_S)    # of some the kernel tells nobody
 
 
 # ==== privilege =======================================================================
@@ -787,7 +702,7 @@ def mutated(random_: random.Random, frames: list[bytes]) -> bytes:
     return bytes(frame[:random_.randrange(15, len(frame))] if how < 0.1 else frame + frame[54:] if how < 0.2 else frame)
 
 
-def test_two_hundred_thousand_mutated_frames_leave_it_answering(lab: Lab) -> None:
+def test_mutated_frames_leave_it_answering(lab: Lab) -> None:
     daemon = proxying(lab, f"{STATIC}, auto 2001:db8:77:2::/64, iface 2001:db8:77:3::/64 eth1")
     assert daemon.process
     pid, asker, inner, random_ = daemon.process.pid, Asker(lab), Asker.__new__(Asker), random.Random(1)
@@ -795,7 +710,7 @@ def test_two_hundred_thousand_mutated_frames_leave_it_answering(lab: Lab) -> Non
     inner.sock = lab["inside"].socket(socket.AF_PACKET, socket.SOCK_RAW)
     inner.sock.bind(("eth0", 0))
     replies = [bytes(advertisement(f"2001:db8:77:3::{n}", "fe80::1", "ff02::1", 0)) for n in (7, 8)]
-    for n in range(10):
+    for n in range(3):
         for _ in range(20_000):
             asker.send(mutated(random_, seeds))
         for _ in range(100):
@@ -805,7 +720,7 @@ def test_two_hundred_thousand_mutated_frames_leave_it_answering(lab: Lab) -> Non
         assert daemon.running() and daemon.process.pid == pid, n
     assert "Traceback" not in daemon.log()
     [row] = daemon.status()["ndp"]
-    assert 10_000 < row["heard"] <= 200_000 + 1_000
+    assert 3_000 < row["heard"] <= 60_000 + 1_000
     assert len(row["ignored"]) >= 6
     assert rests(daemon)
 
