@@ -1,20 +1,47 @@
 #!/usr/bin/env python3
 """ddpd: the Dumb Distributed Prefix Daemon.  Ask for an IP prefix over UDP; give one.
 
+A *grantor* gives prefixes, a *grantee* asks for them and holds them; one daemon can be both.  A *peer* is a
+public key.  A *pool* is what may be given, the *agreement* what one grantee may have of it.  A *lease* is a prefix of
+one grantee's until it expires; an address is a lease of full length.  A *slot* numbers the leases of one grantee.  To
+*install* is to make a lease real in the kernel, to *drop* is to not answer, to *nudge* is to say: ask again now.
+
 How a datagram becomes a route.  Read left to right; nothing flows back.
 
-    datagram - open - decode - Grantor | Grantee - Wanted, [Effect] - converge
-    timer ---------------------'                   save . install . send    ~ WATERLINE ~
+    socket - Node.received - open - decode - Grantor.handle_ask | Grantee.answered
+    timer  - Node.woke ----------------------'        |
+                                          Wanted: things, records; [Effect]
+    ~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~|~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~ WATERLINE
+                                     Daemon.converge: save . install . send
 
-Everything above the WATERLINE is pure: bytes, values and `now` come in, values go
-out.  No clock, socket, file, subprocess or log is reached from there; random bytes
-come from a function given at construction.
+Above the WATERLINE all is pure: bytes, values and `now` come in, values go out.  No clock, socket, file,
+subprocess or log is reached from there; random bytes come from a function given at construction.  Below it
+the world is real and may fail.
 
-Words: a *grantor* gives, a *grantee* asks and holds.  A *peer* is a public key.  A
-*pool* is what may be given, the *agreement* what one grantee may have of it.  A
-*lease* is a prefix of one grantee's until it expires; an address is a lease of full
-length.  A *slot* numbers the leases of one grantee.  To *install* is to make a lease
-real in the kernel, to *drop* is to not answer, to *nudge* is to say: ask again now.
+The sections, in reading order:
+
+    CONSTANTS, PREFIXES      every limit in one table; addresses and prefixes
+    WIRE, CRYPTO, DATAGRAMS  messages as tables; Noise; the four kinds of datagrams, and sessions
+    VALUES, SETTINGS, CONFIG what can be configured, a field a key; text to a Config
+    POOLS, LEASE FILE        what of a prefix is free; records, a line each
+    PLANS, WIREGUARD         what should be in the kernel, a class a kind; netlink; cryptokey routing
+    EFFECTS, LEASES, STOCK   what is done at once; what was given to whom; what of all pools is taken
+    CASES, GRANTOR           one slot of an ask, decided by a chain; a lease's life
+    HOLDINGS, GRANTEE        what is held; a state machine for each grantor, which is its TABLE
+    SESSIONS                 both ends of the native door: who sent it, and is it new?
+    NEIGHBOURS               solicitations answered in others' stead
+    NODE                     both roles side by side, and what each is to know of the other
+    DOOR, STATUS, HANDING ON wg-dynamic; what people, scripts, hooks and other programs are told
+    ~ WATERLINE ~
+    SHELL, TABLES, KERNEL    files, log, site handlers; `wg`; `ip` and netlink
+    NETWORK, PACKETS, HOOKS  sockets; packet sockets; programs of the operator
+    CONTROL, DOORS           connections to the control socket, and of wg-dynamic
+    INSTALLING, DAEMON       the kernel brought to what is wanted; the loop
+    COMMANDS                 what is typed
+
+To follow one ask: `Daemon.serve`, `Node.heard_ask`, `Grantor.handle_ask`, `Daemon.converge`.  One expiry:
+`Node.woke`, `Grantor.on_timer`, `Grantor.end`.  One configuration key: its field in SETTINGS, and who reads it.
+One lease: `Grantor.begin`, `renew`, `end`, `forget`.
 """
 
 from __future__ import annotations
@@ -91,6 +118,7 @@ ASK_STEP:       Final = 128            # later asks are a multiple of this many 
 MAX_TEXT:       Final = 200            # printable ASCII letters of a text
 MAX_SLOTS:      Final = 16             # slots in one ask, `ask` lines towards one grantor
 MAX_PENDING:    Final = 4              # unanswered handshakes kept by a grantee; pending sessions a peer
+PROOF_S:        Final = 10.0           # seconds for an ask that was answered STALE to come sealed, if others wait
 MAX_SESSIONS:   Final = 250_000        # sessions of a grantor in all
 SESSION_S:      Final = 23 * 3600      # seconds until a session is forgotten
 COOKIE_S:       Final = 120            # seconds that a cookie's secret, and a cookie, is used
@@ -866,7 +894,7 @@ def cookie_key(grantor: bytes) -> bytes:
 class Session:
     """What a handshake leaves behind: a key and a counter for each direction."""
 
-    __slots__ = ("born", "ends", "got", "id", "number", "opening", "peer", "sealing", "sent")
+    __slots__ = ("born", "ends", "got", "id", "number", "opening", "peer", "sealing", "sent", "stale_stamp")
 
     def __init__(self, handshake: Handshake, born: float, peer: Any = None) -> None:
         """As the initiator has it; `turned` is the responder's."""
@@ -875,6 +903,7 @@ class Session:
         self.sent, self.got = 0, -1
         self.born, self.peer, self.ends = born, peer, ""
         self.number = 0                                           # in the order in which a responder has made them
+        self.stale_stamp = inf                                    # of the ask that was answered STALE, if it was
 
     def turned(self) -> Session:
         self.sealing, self.opening = self.opening, self.sealing
@@ -2343,7 +2372,7 @@ def head_in(text: str) -> str:
 
 
 def named_in(text: str) -> str:
-    return head_in(text).removeprefix("[grantee ").rstrip("]").strip()
+    return " ".join(head_in(text).strip("[]").split()).removeprefix("grantee ")
 
 
 PlacedPin = tuple[Prefix, int, bytes]    # pin, where it stands, whose
@@ -3731,7 +3760,8 @@ class Peer:
     key: bytes
     agreement: Agreement
     leases: list[Lease] = field(default_factory=list)
-    stamp: int = -1                      # the largest seen
+    stamp: int = -1                      # the largest seen ...
+    last_stamp: int = -1                 # ... and that of the last ask that took effect
     run: bytes = b""                     # of the machine that holds the leases
     rival: bytes = b""                   # of another machine with the same key
     before: bytes = b""                  # the run that `run` replaced
@@ -5621,8 +5651,10 @@ class Grantee:
         fading = [held for held in self.held if held.current and not held.faded and held.prefers_until <= now.boot]
         for held in fading:
             held.faded = True
+        if not fading or not self.changes.has(now):               # its grantor makes them fade again and again
+            return []
         notes = [Note(f"faded grantor={self.contact.name} slot={held.slot} prefix={held.prefix}") for held in fading]
-        return [*notes, Hook(self.contact.name, "faded")] if fading else []
+        return [*notes, Hook(self.contact.name, "faded")]
 
     def show_deprecated(self, now: Now) -> None:
         """After a boot, what is deprecated already is preferred on the LAN for a second, and again some times.
@@ -5673,6 +5705,11 @@ class Grantee:
         self.heard_at = self.place()
         self.trip_s = trip_s if self.trip_s == inf else self.trip_s + (trip_s - self.trip_s) / 8
 
+    def told_stale(self, now: Now) -> list[Effect]:
+        """Ask again at once, sealed: that is no replay; and again soon, if that is lost."""
+        self.timer, self.patience_s = now.boot + ASK.first_s, 2 * ASK.first_s
+        return [Call(self.contact.name)]
+
     def answered(self, ask: Ask, answer: Answer, sent_at: float, now: Now, taken: Callable[[Prefix], str],
                  ) -> list[Effect]:
         """Apply a fresh answer.  `taken` says what else a prefix would overlap."""
@@ -5685,7 +5722,8 @@ class Grantee:
         self.complaints = {slot: why for slot, why in self.complaints.items() if slot not in wanted}
         self.again = {slot: at for slot, at in self.again.items() if slot not in wanted and slot in self.slots.values()}
         self.again |= dict.fromkeys(wanted, now.boot + REFUSED.first_s)
-        before = {(held.slot, held.prefix): (held.current, held.faded) for held in self.held}
+        before = {(held.slot, held.prefix): held.current for held in self.held}
+        faded = {(held.slot, held.prefix) for held in self.held if held.faded}
         for grant in answer.grants:
             self.take(grant, wanted, sent_at, now, taken)
         effects = self.refuse([refusal for refusal in answer.refusals if refusal.slot in wanted], wanted, now)
@@ -5699,9 +5737,11 @@ class Grantee:
             self.options = dict(self.told)
             effects += self.find_endpoint(now)
         self.set_times(answer, sent_at, now)
-        after = {(held.slot, held.prefix): (held.current, held.faded) for held in self.held}
+        is_new = before != {(held.slot, held.prefix): held.current for held in self.held}
+        if not is_new and faded != {(held.slot, held.prefix) for held in self.held if held.faded}:
+            is_new = self.may_change(now)
         renewed = "rebound" if self.state is State.REBINDING else "renewed"
-        effects += self.settle(now, "bound" if after != before else renewed)
+        effects += self.settle(now, "bound" if is_new else renewed)
         effects += self.step(Event.ANSWERED, now)
         untaken = self.complaints.keys() & wanted.keys() - {held.slot for held in self.held if held.current}
         if answer.status != Status.OK and self.state is not State.RELEASED:
@@ -6157,7 +6197,8 @@ class Responder:
         self.sessions: dict[bytes, Session] = {}
         self.made = 0                                             # sessions so far
         self.second, self.heard = -1, 0                           # in this second: handshakes ...
-        self.sources: Counter[bytes] = Counter()                  # ... by source, of those that brought a cookie
+        self.sources: Counter[bytes] = Counter()                  # ... by source, of those that brought a cookie ...
+        self.brought: set[bytes] = set()                          # ... and what they brought
         self.told_stale: dict[tuple[bytes, bytes], float] = {}    # who was told STALE, at which source, and when
         self.loaded_at = -inf
 
@@ -6171,6 +6212,7 @@ class Responder:
         if self.second != int(now.boot):
             self.second, self.heard = int(now.boot), 0
             self.sources.clear()
+            self.brought.clear()
             self.told_stale = {at: told for at, told in self.told_stale.items() if now.boot - told < STALE_GAP_S}
         self.heard += 1
         if self.heard <= self.load:
@@ -6185,6 +6227,9 @@ class Responder:
         cookies = [mac(digest(self.secret + n.to_bytes(8, "big")), place) for n in (epoch, epoch - 1)
                    if n >= 0]
         if any(equal(mac(cookie, datagram[:-MAC_LEN]), datagram[-MAC_LEN:]) for cookie in cookies):
+            if datagram[-MAC_LEN:] in self.brought:               # else who repeats it uses up what its sender has
+                raise Drop("the same ask again")
+            self.brought.add(datagram[-MAC_LEN:])
             block = self.block_of(path)
             self.sources[block] += 1
             if self.sources[block] > SOURCE_ASKS:
@@ -6240,16 +6285,26 @@ class Responder:
     def answer(self, datagram: bytes, handshake: Handshake, plain: bytes) -> bytes:
         return KINDS["answer"] + datagram[4:ID_LEN] + handshake.write_second(keypair(self.rand(KEY_LEN)), plain)
 
-    def keep(self, session: Session, stale: bool) -> None:
-        """A new session waits for something sealed.  One that a replay may have made must not push out a true one."""
+    def keep(self, session: Session) -> None:
+        """A new session waits for something sealed; beyond the bound one goes.
+
+        First of those that a replay may have made (STALE), but for the last: one that nobody has used for long, else
+        that of the oldest ask, and of one that was replayed, the newest.  So neither a true session goes for them,
+        nor that of a true ask for its replays.
+        """
         peer: Peer = session.peer
         self.made += 1
         session.number = self.made
         self.sessions[session.id] = session
-        peer.pending = (session, *peer.pending) if stale else (*peer.pending, session)
+        peer.pending = (*peer.pending, session)
         if len(peer.pending) > MAX_PENDING:
-            self.sessions.pop(peer.pending[stale].id, None)
-            peer.pending = peer.pending[:stale] + peer.pending[stale + 1 :]
+            stale = [each for each in peer.pending if each.stale_stamp < inf]
+            unused = [each for each in stale if session.born - each.born > PROOF_S]
+            gone = (unused or peer.pending)[0]
+            if not unused and len(stale) > 1:
+                gone = min(stale, key=lambda each: (each.stale_stamp, -each.number))
+            self.sessions.pop(gone.id, None)
+            peer.pending = tuple(each for each in peer.pending if each is not gone)
         if len(self.sessions) > MAX_SESSIONS:
             del self.sessions[next(iter(self.sessions))]
 
@@ -6292,16 +6347,12 @@ class Initiator:
         self.session: Session | None = None
         self.attempts: deque[Attempt] = deque(maxlen=MAX_PENDING)
         self.asked: dict[int, tuple[float, Ask]] = {}             # stamp -> (sent, what)
-        self.stamp = self.applied = -1
+        self.applied = -1                                         # the stamp of the last answer
         self.tried = self.newest = 0                              # handshakes written; the one that made the session
         self.unanswered = 0                                       # sealed asks in a row
         self.size = FIRST_ASK
         self.cookie, self.cookie_at = b"", -inf
         self.ends = ""                                            # our address and theirs, of the last handshake
-
-    def next_stamp(self, now: Now) -> int:
-        self.stamp = max(int(max(0.0, now.wall) * 1e6), self.stamp + 1)
-        return self.stamp
 
     def compose(self, ask: Ask, ends: str, now: Now) -> bytes:
         """The ask as a datagram: sealed if there is a session that works between these ends, else a handshake."""
@@ -6935,7 +6986,7 @@ class Node:
     def __init__(self, config: Config, secret: bytes, boot: str, rand: Rand) -> None:
         self.config, self.boot, self.rand = config, boot, rand
         self.s = keypair(secret)
-        self.run = rand(8)
+        self.run, self.stamp = rand(8), -1                        # of this start of the program; of its last ask
         self.wanted = Wanted()
         self.held_keys, self.guard_keys = set[Key](), set[Key]()  # what of `wanted` the grantees want; the grantor
         self.made: dict[Key, Unmarked] = {}                       # what carries no mark in the kernel
@@ -7294,9 +7345,12 @@ class Node:
         fitting = self.looked_at(peer, plain, answer, datagram, now)
         reply = self.responder.answer(datagram, handshake, fitting)
         session = Session(handshake, now.boot, peer).turned()
-        self.responder.keep(session, stale)
+        if stale:
+            session.stale_stamp = ask.stamp
+        self.responder.keep(session)
         if not stale:
-            peer.stamp, peer.path, peer.session, peer.nudged = ask.stamp, path, session, 0
+            peer.stamp = peer.last_stamp = ask.stamp
+            peer.path, peer.session, peer.nudged = path, session, 0
         return [*effects, Send(reply, path)]
 
     def is_fresh(self, peer: Peer, ask: Ask) -> bool:
@@ -7313,9 +7367,12 @@ class Node:
         if peer is not session.peer:                              # was removed, and is there again
             peer.live, peer.stamp, session.peer = session, session.peer.stamp, peer
         ask = expect(Ask, decode(plain))
+        if ask.run == peer.run and ask.stamp <= peer.last_stamp:  # in a session that was made later, as it was delayed
+            raise Drop("older than the last ask")
         self.take_turn(peer, ask, now)
         answer, effects = self.grantor.handle_ask(peer, ask, path, now)
-        peer.stamp, peer.path, peer.session, peer.nudged = max(peer.stamp, ask.stamp), path, session, 0
+        peer.stamp, peer.last_stamp = max(peer.stamp, ask.stamp), ask.stamp
+        peer.path, peer.session, peer.nudged = path, session, 0
         self.counters["sent_sealed"] += 1
         fitting = self.looked_at(peer, plain, answer, datagram, now)
         effects.append(Send(session.seal(fitting), path))
@@ -7350,7 +7407,7 @@ class Node:
         answer = expect(Answer, decode(plain))
         if answer.status == Status.STALE and not answer.unknown:
             self.initiators[name].settle(answer, now)
-            return [Call(name)]                                   # sealed now, in the session just made
+            return self.grantees[name].told_stale(now)
         return self.apply(name, answer, now)
 
     def heard_reply(self, datagram: bytes, name: str, now: Now) -> list[Effect]:
@@ -7395,7 +7452,8 @@ class Node:
     def compose(self, name: str, source: str, now: Now) -> bytes:
         """The ask to send to this grantor's present place, now, from this address."""
         initiator = self.initiators[name]
-        ask = self.grantees[name].ask(initiator.next_stamp(now), self.run, parse_host(source))
+        self.stamp = max(int(max(0.0, now.wall) * 1e6), self.stamp + 1)       # of one run, always larger
+        ask = self.grantees[name].ask(self.stamp, self.run, parse_host(source))
         self.counters["sent_ask"] += 1
         return initiator.compose(ask, f"{source} {self.grantees[name].place()}", now)
 
@@ -8795,7 +8853,7 @@ def load_config(path: str, before: Config | None = None) -> Config:
 def load_main(path: str) -> Config:
     """Only what a command needs to find the daemon, though the rest of the file may be wrong, or long."""
     lines = [without_comment(line) for line in read_text(path).split("\n")]
-    begin = next((n + 1 for n, line in enumerate(lines) if line.replace(" ", "") == "[ddpd]"), len(lines))
+    begin = next((n + 1 for n, line in enumerate(lines) if "".join(line.split()) == "[ddpd]"), len(lines))
     end = next((n for n in range(begin, len(lines)) if lines[n].startswith("[")), len(lines))
     at = next((n for n in range(begin, end) if lines[n].partition("=")[0].strip() == "control"), end)
     after = next((n for n in range(at + 1, end) if lines[n].strip() and not lines[n][0].isspace()), end)

@@ -20,6 +20,7 @@ import json
 import os
 import random
 import re
+import resource
 import shlex
 import shutil
 import signal
@@ -28,6 +29,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -455,6 +457,75 @@ def test_a_flood_is_answered_with_cookies_and_known_grantees_are_served(tmp_path
             assert after["sent_cookie"] - before.get("sent_cookie", 0) >= len(flood.came)
             assert after["sent_sealed"] > before.get("sent_sealed", 0)
             hub.daemon.eventually(lambda: status_of(hub.daemon)["under_load"] is False)
+
+
+# ==== a grantee that is known ==========================================================
+
+SPEED_S = 4.0
+BACKLOG = 100_000                         # bytes in the daemon's buffer: it is never idle, and none is lost
+SOON_S = 0.1
+
+
+class Hurry(threading.Thread):
+    """Alice, who asks for something else each time, as fast as the daemon can hear it."""
+
+    def __init__(self, hub: Hub) -> None:
+        super().__init__(daemon=True)
+        self.hub, self.sent, self.over = hub, 0, threading.Event()
+
+    def asks(self) -> Iterator[bytes]:
+        for n in itertools.count():
+            wants = [Want(n % 7, f"::/{56 + n % 9}")] if n % 3 else [ANY_56]
+            yield self.hub.alice.sealed(wants if n % 2 else [], [] if n % 2 else [0, 1])
+
+    def run(self) -> None:
+        for datagram in self.asks():
+            if self.over.is_set():
+                return
+            self.hub.wire.say(datagram)
+            self.sent += 1
+            while self.sent % 16 == 0 and unread(self.hub.port) > BACKLOG and not self.over.wait(0.001):
+                pass
+
+    def __enter__(self) -> Hurry:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.over.set()
+        self.join()
+
+
+def bytes_written(daemon: Daemon) -> int:
+    """Bytes that it has handed to write() in all: files, its log, the control socket."""
+    assert daemon.process is not None
+    return int(re.findall(r"wchar: (\d+)", Path(f"/proc/{daemon.process.pid}/io").read_text())[0])
+
+
+def test_a_known_grantee_at_full_speed_costs_little_and_delays_nobody(tmp_path: Path) -> None:
+    """The limits are counted exactly in test_malice.py; here is the daemon as it runs."""
+    private, took = os.urandom(32), list[float]()
+    section = f"[grantee bob]\nkey = {text_of(peer.public_of(private))}\npools = home\nroute = none\n"
+    with Hub(tmp_path, grantees=section) as hub, Wire().to(hub.port) as wire:
+        bob = GranteePeer(private, hub.public)
+        wire.say(bob.ask([ANY_56]))
+        prefix = bob.read_answer(wire.hear()).preferred(0).prefix
+        before, lines, resident = bytes_written(hub.daemon), hub.daemon.log().count("\n"), resident_kb(hub.daemon)
+        with Hurry(hub) as hurry:
+            end = time.monotonic() + SPEED_S
+            while time.monotonic() < end:
+                began = time.monotonic()
+                wire.say(bob.sealed([ANY_56]))
+                assert bob.read_answer(wire.hear()).preferred(0).prefix == prefix
+                took.append(time.monotonic() - began)
+                time.sleep(0.01)
+        print(f"{hurry.sent} asks, others answered in {sorted(took)[len(took) // 2] * 1000:.1f} ms, "
+              f"{bytes_written(hub.daemon) - before} bytes, {hub.daemon.log().count(chr(10)) - lines} lines")
+        assert hurry.sent > 1000 and sorted(took)[len(took) // 2] < SOON_S
+        changes = 64 + 5 + SPEED_S                                # GRANTEE_CHANGES, `rate`, and what comes meanwhile
+        assert hub.daemon.log().count("\n") - lines <= 3 * changes + 25
+        assert bytes_written(hub.daemon) - before <= 4 * changes * 2 * 384 + 200 * 3 * changes
+        assert resident_kb(hub.daemon) - resident <= GROWTH_KB
 
 
 # ==== grantors that lie ===============================================================
@@ -1354,6 +1425,85 @@ def test_a_log_that_cannot_be_written_ends_nothing(tmp_path: Path) -> None:
         hub.alice.read_answer(hub.wire.hear())
         hub.serves()
         assert hub.daemon.stop() == 0
+
+
+# ==== what there is no more of ========================================================
+
+
+def test_without_a_descriptor_grantees_are_served_and_a_command_waits(tmp_path: Path) -> None:
+    with Hub(tmp_path) as hub:
+        assert hub.daemon.process is not None
+        pid = hub.daemon.process.pid
+        before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        none_left = max(int(entry.name) for entry in Path(f"/proc/{pid}/fd").iterdir()) + 1
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (none_left, before[1]))
+        gaps = none_left - len(list(Path(f"/proc/{pid}/fd").iterdir()))
+        callers = [control(hub.daemon) for _ in range(gaps + 3)]
+        time.sleep(0.3)
+        used = cpu_s(hub.daemon)
+        for _ in range(4):
+            time.sleep(0.5)
+            hub.serves()
+        assert cpu_s(hub.daemon) - used < 0.7                     # ... and it does not spin
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+        for caller in callers[-3:]:
+            caller.sendall(b'{"do": "status"}\n')
+            assert caller.recv(100).startswith(b"{")
+        for caller in callers:
+            caller.close()
+        quickly(hub.daemon)
+
+
+def test_a_log_that_nobody_reads_keeps_nobody_waiting(tmp_path: Path) -> None:
+    """Standard error is a pipe that is full already."""
+    with Hub(tmp_path) as hub:
+        hub.daemon.stop()
+        readable, writable = os.pipe()
+        os.set_blocking(writable, False)
+        with suppress(BlockingIOError):
+            while os.write(writable, b"x" * 1000):
+                pass
+        os.set_blocking(writable, True)
+        hub.daemon.process = subprocess.Popen(hub.daemon.argv(), stdin=subprocess.DEVNULL, stderr=writable)
+        hub.daemon.eventually(lambda: hub.daemon.command("status").returncode == 0, 15)
+        stranger = GranteePeer(os.urandom(32), hub.public)
+        assert hub.storm(stranger.ask([ANY_56]) for _ in range(100)) == []
+        hub.wire.say(hub.alice.ask([ANY_56]))
+        hub.alice.read_answer(hub.wire.hear())
+        hub.serves()
+        assert hub.daemon.stop() == 0
+        os.close(readable)
+        os.close(writable)
+
+
+def test_a_lease_file_that_is_a_pipe_is_one_line(tmp_path: Path) -> None:
+    """To read it would take for ever."""
+    daemon = idle(tmp_path)
+    daemon.write_key(os.urandom(32))
+    os.mkfifo(daemon.dir / "leases.json")
+    assert "not a file" in refuses(daemon, 1, 2)
+
+
+def test_a_grantor_that_may_not_write_says_so_grants_nothing_and_recovers(tmp_path: Path) -> None:
+    """What it cannot remember it does not promise."""
+    state = tmp_path / "state"
+    state.mkdir(mode=0o500)
+    private, port = os.urandom(32), free_port()
+    alice = GranteePeer(os.urandom(32), peer.public_of(private))
+    daemon = Daemon(f"[ddpd]\nlisten = [::1]:{port}\nleases = {state}/leases.json\n"
+                    "[pool home]\nprefix = 2001:db8:42::/48\ngive = /56\nlifetime = 1h\n"
+                    f"[grantee alice]\nkey = {text_of(alice.public)}\npools = home\nroute = none\n", tmp_path)
+    daemon.write_key(private)
+    daemon.prefix = no_override()
+    with daemon, Wire().to(port) as wire:
+        assert "cannot write" in daemon.log()
+        wire.say(alice.ask([ANY_56]))
+        [refusal] = alice.read_answer(wire.hear()).refusals
+        assert refusal.reason == peer.DISK and not list(state.iterdir())
+        state.chmod(0o700)
+        daemon.eventually(lambda: (state / "leases.json").exists(), 20)
+        wire.say(alice.sealed([ANY_56]))
+        assert alice.read_answer(wire.hear()).preferred(0).valid > 0
 
 
 # ==== two at once, killed, reloaded ===================================================

@@ -390,12 +390,15 @@ class World:
         self.t = max(self.t, min(until, *(host.due for host in self.hosts), *(m[0] for m in self.mail[:1])) + TICK_S)
         while self.mail and self.mail[0][0] <= self.t:
             _, _, to, datagram, path, grantor = heapq.heappop(self.mail)
-            to.hear(datagram, path, grantor)
+            self.deliver(to, datagram, path, grantor)
         for host in self.hosts:
             host.wake()
         self.check()
         for host in self.hosts:
             host.touched = False
+
+    def deliver(self, to: Host, datagram: bytes, path: ddpd.Path, grantor: str) -> None:
+        to.hear(datagram, path, grantor)
 
     def run(self, until: float) -> None:
         while self.t < until:

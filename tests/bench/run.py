@@ -67,13 +67,13 @@ class Asker:
 
     def __init__(self, number: int) -> None:
         self.s = ddpd.keypair((number << 8).to_bytes(32, "little"))
-        self.ends = ddpd.Initiator(self.s, GRANTOR.public, os.urandom)
+        self.ends, self.stamp = ddpd.Initiator(self.s, GRANTOR.public, os.urandom), 0
 
     def ask(self) -> bytes:
         now = ddpd.clock_now()
         want = ddpd.Want(0, ddpd.parse_prefix("::/56"))
-        message = ddpd.Ask(stamp=self.ends.next_stamp(now), run=self.s.public[:8], source=ddpd.parse_prefix("::1"),
-                           wants=(want,))
+        self.stamp = max(self.stamp + 1, int(now.wall * 1e6))
+        message = ddpd.Ask(stamp=self.stamp, run=self.s.public[:8], source=ddpd.parse_prefix("::1"), wants=(want,))
         return self.ends.compose(message, "::1", now)
 
     def hear(self, datagram: bytes) -> ddpd.Message:
