@@ -383,6 +383,17 @@ class Host:
         return sorted(f"{what}: {line}" for what, look in LOOKS.items()
                       for line in calm(self.look(look)))
 
+    def settled(self) -> list[str]:
+        """The same, when nothing changes any more: what is told by a daemon may be there a moment later."""
+        looks = [self.kernel()]
+
+        def is_settled() -> bool:
+            looks.append(self.kernel())
+            return looks[-1] == looks[-2]
+        time.sleep(0.2)
+        eventually(is_settled, 5, f"{self.name} settles", every_s=0.2)
+        return looks[-1]
+
     def routes(self, proto: int = 221) -> list[str]:
         """The routes of both families, all tables, that carry a mark.
 

@@ -67,6 +67,7 @@ def both(lab: Lab, over: str = "192.0.2.1", path: str = "", lifetime: str = "30s
     exit_ = lab["exit"].ddpd(config, path=path).start()
     home = lab["home"].ddpd(HOME.format(over), path=path).start()
     home.eventually(lambda: len(bound(home)) == 4, 8)
+    lab["home"].settled()
     return exit_, home
 
 

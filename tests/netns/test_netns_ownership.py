@@ -140,7 +140,7 @@ def test_what_is_left_of_a_lost_lease_file_is_known_again(lab: Lab, end: Callabl
     lab["exit"].ddpd(EXIT).start()
     home = host.ddpd(ALL, path=path_of(lab, tool)).start()
     home.eventually(lambda: len(held(home)) == 3)
-    prefixes, made = held(home), host.kernel()
+    prefixes, made = held(home), host.settled()
     end(home)
     (home.dir / "leases.json").unlink()
     seen = host.start("ip monitor address route")

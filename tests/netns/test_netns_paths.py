@@ -130,7 +130,7 @@ def test_each_prefix_leaves_by_its_own_gateway(gates: Lab) -> None:
     daemon = home.ddpd(HOME.format("2001:db8:2::1", "default = via 2001:db8:2::1 dev up2")).start()
     daemon.eventually(lambda: bound(daemon))
     (prefix,) = bound(daemon)
-    made = sorted(set(home.kernel()) - set(before))
+    made = sorted(set(home.settled()) - set(before))
     rules = [line for line in made if line.startswith("rule6")]
     table = rules[1].split()[-1]
     assert rules == ["rule6: 22100: from all lookup main suppress_prefixlength 0",

@@ -145,7 +145,7 @@ def test_a_restart_is_no_outage(lab: Lab) -> None:
     leaf.eventually(lambda: is_bound(lab))
     own = settle_host(lab)
     eventually(lambda: lab["host"].reaches(FAR, own))
-    before = {who: (lab[who].kernel(), lab[who].sh(f"wg show {dev} listen-port"))
+    before = {who: (lab[who].settled(), lab[who].sh(f"wg show {dev} listen-port"))
               for who, dev in (("hub", HUB_WG), ("leaf", LEAF_WG))}
     for end in (Daemon.stop, Daemon.kill):
         end(hub), end(leaf)
@@ -165,7 +165,7 @@ def test_an_interface_that_vanishes_comes_back(lab: Lab, who: str) -> None:
     hub, leaf = lab["hub"].ddpd(HUB).start(), lab["leaf"].ddpd(LEAF).start()
     leaf.eventually(lambda: is_bound(lab))
     own = settle_host(lab)
-    dev, before = {"hub": HUB_WG, "leaf": LEAF_WG}[who], lab[who].kernel()
+    dev, before = {"hub": HUB_WG, "leaf": LEAF_WG}[who], lab[who].settled()
     lab[who].ip(f"link del dev {dev}")
     daemon = {"hub": hub, "leaf": leaf}[who]
     daemon.eventually(lambda: lab[who].kernel() == before, 45)
