@@ -256,6 +256,14 @@ def test_a_batch_that_dies_is_run_line_by_line(monkeypatch: pytest.MonkeyPatch) 
     kernel.close()
 
 
+def test_an_ip_that_cannot_be_run_has_made_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ddpd, "run_command", full)
+    kernel = ddpd.Kernel(221)
+    six, four = ddpd.Address("br0", A), ddpd.Address("br0", ddpd.parse_interface("192.0.2.1/24"))
+    assert [failure.line for failure in kernel.run([(six, "a"), (four, "b")])] == ["a", "b"]
+    kernel.close()
+
+
 # ---- what the system does not have
 
 def test_a_kernel_without_ipv6_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
