@@ -300,7 +300,7 @@ def parse_interface(text: str) -> Prefix:
         raise ValueError(f"'{host}' is not an IP address{meant}") from None
     bits = length if length else str(WIDTH[version])
     if not (bits.isascii() and bits.isdigit()) or int(bits) > WIDTH[version]:
-        raise ValueError(f"/{length} is no length of IPv{version} (0 to {WIDTH[version]})")
+        raise ValueError(f"/{length} is not a valid IPv{version} prefix length (0 to {WIDTH[version]})")
     return Prefix(version, int.from_bytes(packed, "big"), int(bits))
 
 
@@ -1431,10 +1431,10 @@ class Pool:
     name: str
     source: Prefix | Follow = setting(
         parse_source, None, "what may be given, or `ula`, `interface IF`, `grantor NAME [SLOT]`", "prefix")
-    give: tuple[int, ...] = setting(parse_lengths, None, "lengths")
+    give: tuple[int, ...] = setting(parse_lengths, None, "prefix lengths that may be granted")
     reserve: tuple[Prefix, ...] = setting(
-        many(parse_prefix), "", "holes, never given; where the pool moves: offsets (::100/120)")
-    share: tuple[int, int] = setting(parse_share, "1/1", "which part is ours, of so many grantors that share a key")
+        many(parse_prefix), "", "ranges that are never granted; if the pool moves: offsets (::100/120)")
+    share: tuple[int, int] = setting(parse_share, "1/1", "our part of the pool, if several grantors share one key")
     valid_s: float = setting(duration, "12h", "valid lifetime of a lease", "lifetime")
     preferred_s: float = setting(
         or_else(0.0, duration), "", "preferred lifetime; default half of `lifetime`", "preferred")
@@ -1473,11 +1473,12 @@ class Terms:
     """What one grantee, or each peer of a WireGuard interface, may have."""
 
     name: str
-    pools: tuple[str, ...] = setting(many(str), None, "pools from which is given, in this order")
+    pools: tuple[str, ...] = setting(many(str), None, "pools to grant from, tried in this order")
     limit: int = setting(whole(1, 256), "1", "leases per address family")
-    lengths: tuple[int, ...] = setting(parse_lengths, "", "lengths that may be had; default all that the pools give")
+    lengths: tuple[int, ...] = setting(
+        parse_lengths, "", "lengths that may be granted; default all that the pools give")
     total: tuple[Prefix, ...] = setting(
-        many(parse_prefix), "", "at most as much as this in all, per address family: ::/52 0.0.0.0/28")
+        many(parse_prefix), "", "upper bound for all leases together, per address family: ::/52 0.0.0.0/28")
     bounds: tuple[float, float] = setting(
         parse_bounds, "forever", "[MIN-]MAX: bounds of the pools' lifetimes", "lifetime")
     rate: Rate = setting(parse_rate, "5/30s", "new leases, a token bucket: N per interval, burst N")
@@ -1488,13 +1489,13 @@ class Agreement(Terms):
     """A [grantee] section."""
 
     key: bytes = setting(public_key, None, "its public key")
-    until: float = setting(or_else(inf, parse_date), "", "day on which the agreement is over")       # wall clock
+    until: float = setting(or_else(inf, parse_date), "", "date on which the agreement ends")       # wall clock
     pins: tuple[Prefix, ...] = setting(
         many(parse_prefix), "", "prefixes that are its own, whatever the pools say", "pin")
     route: str | Reach = setting(
         parse_route, "auto", "how its leases are reached: auto, dev IF, via ADDRESS [dev IF], none")
     was: tuple[bytes, ...] = setting(
-        many(public_key), "", "keys that it had before: what they were leased is its own")
+        many(public_key), "", "its former keys: their leases are its own")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -1502,12 +1503,12 @@ class WireguardSection(Terms):
     """A [wireguard] section: an interface whose peers may ask."""
 
     adds_peers: bool = setting(
-        yes_no, "no", "a [grantee] that is granted something becomes a peer, until it ends", "add_peers")
+        yes_no, "no", "a [grantee] becomes a peer for as long as it has a lease", "add_peers")
     listen: int | None = setting(
-        parse_port, "", "UDP port: with it, and our key, the interface is made if there is none; "
+        parse_port, "", "UDP port; the interface is created with it and our key if it is missing; "
                         "default 51820, or the endpoint's, with add_peers; `none`: never")
     addresses: tuple[Prefix, ...] = setting(
-        many(parse_interface), "", "... and gets these addresses, if it is made", "address")
+        many(parse_interface), "", "addresses of the interface, if ddpd creates it", "address")
     endpoint: HostPort = setting(parse_endpoint, "", "told to grantees; default: where they asked, and its own port")
     allowed: tuple[Prefix, ...] = setting(
         many(parse_prefix), "0.0.0.0/0 ::/0", "told to grantees: what they send into the tunnel")
@@ -1562,19 +1563,19 @@ class Contact:
     lines: tuple[Line, ...] = setting(
         parse_asks, None, "one slot a line: PREFIX [on IF[=NUMBER] …]; `3: …` fixes the slot", "ask")
     default: Default | None = setting(
-        or_else(None, parse_default), "", "default route for traffic from what it gives; with a [tunnel]: into that, "
-                                          "or `none`")
+        or_else(None, parse_default), "", "default route for traffic from its prefixes; with a [tunnel]: into that, "
+                                          "unless `none`")
     rank: int | None = setting(
-        or_else(None, parse_rank), "", "of the ranked, only the first that lives is preferred")
-    install: bool = setting(yes_no, "yes", "no: leave the kernel alone, only call the hook")
+        or_else(None, parse_rank), "", "of the ranked grantors, only the best living one is preferred")
+    install: bool = setting(yes_no, "yes", "no: do not touch the kernel, only run the hook")
     hook: str = setting(str, "", "program to run at every change")
-    hook_style: str = setting(one_of(*HOOK_STYLES), "ddpd", "whose hooks it is like: ddpd or odhcp6c")
+    hook_style: str = setting(one_of(*HOOK_STYLES), "ddpd", "calling convention of the hook: ddpd or odhcp6c")
     accept: tuple[Prefix, ...] = setting(
         many(parse_prefix), "2000::/3 fc00::/7 0.0.0.0/0", "grants outside of these are refused")
     hostname: str = setting(or_else("", name_word), "", "told to the grantor")
     keepalive_s: float = setting(or_else(0.0, duration), "", "ask at least this often: 25s behind a NAT", "keepalive")
     suffix: int = setting(parse_suffix, "::1", "this node's address in each subnet")
-    release: bool = setting(yes_no, "no", "give all back when ddpd is told to end")
+    release: bool = setting(yes_no, "no", "release all leases when ddpd exits")
     tunnel: Tunnel | None = None
 
     @property
@@ -1667,7 +1668,7 @@ class Config:
     rate: Rate | None = setting(or_else(None, parse_rate), "", "new leases of all grantees together, such as 100/1s")
     resolv: str = setting(or_else("", path_name), "", "file written in the form of resolv.conf")
     dnsmasq: str = setting(or_else("", path_name), "", "file written for dnsmasq, as its `servers-file`")
-    radvd: str = setting(or_else("", path_name), "", "radvd.conf written for the LANs, with what is left of lifetimes")
+    radvd: str = setting(or_else("", path_name), "", "radvd.conf written for the LANs, with the remaining lifetimes")
     dhcp: str = setting(or_else("", path_name), "", "dnsmasq.conf written for DHCPv4 on the LANs")
     pools: tuple[Pool, ...]
     agreements: dict[bytes, Agreement]
@@ -11987,7 +11988,7 @@ class Command(NamedTuple):
 
 COMMANDS: Final = {
     "run":       Command(run, "[-v]", "in the foreground, log to standard error (also without a command)"),
-    "check":     Command(check, "", "read the configuration, say what is wrong and where"),
+    "check":     Command(check, "", "read the configuration; say what is wrong, and where"),
     "genkey":    Command(genkey, "", "print a new private key"),
     "pubkey":    Command(pubkey, "< KEY", "print the public key of a private key"),
     "introduce": Command(introduce, "[--wg]", "print the section that the other side has to paste (or a [Peer])"),
@@ -11995,13 +11996,13 @@ COMMANDS: Final = {
                          "ask once, print what was granted, or give it back"),
     "status":    Command(status, "[--json]", "pools, leases, counters of the running daemon"),
     "show":      Command(show, "PEER|IF [--json]", "the looking glass: last ask and answer of one peer, and why"),
-    "explain":   Command(explain, "PEER ASK [--json]", "what would be answered, and which rule says so"),
-    "leases":    Command(leases, "[PEER|ADDRESS|PREFIX] [--json]", "what is given, and to whom"),
-    "revoke":    Command(revoke, "PEER [SLOT] [--undo]", "take a grantee's leases back"),
+    "explain":   Command(explain, "PEER ASK [--json]", "what an ask would be answered, and which rule decides"),
+    "leases":    Command(leases, "[PEER|ADDRESS|PREFIX] [--json]", "the leases granted, and to whom"),
+    "revoke":    Command(revoke, "PEER [SLOT] [--undo]", "revoke a grantee's leases"),
     "metrics":   Command(metrics, "[FILE]", "counters and pools for Prometheus"),
     "renew":     Command(renew, "[GRANTOR]", "ask again now"),
-    "release":   Command(release, "[GRANTOR] [--wait SECONDS]", "give leases back, be quiet until `renew`"),
-    "reload":    Command(reload, "[--force]", "read the configuration again, without losing a lease"),
+    "release":   Command(release, "[GRANTOR] [--wait SECONDS]", "release leases, stay quiet until `renew`"),
+    "reload":    Command(reload, "[--force]", "reread the configuration; leases stay"),
     "clean":     Command(clean, "", "without a daemon: remove all that ddpd made in the kernel"),
     "decode":    Command(decode_command, "HEX", "a datagram's parts, as far as they can be read"),
     "help":      Command(show_commands, "", "this list (also --help)"),
