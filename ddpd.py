@@ -9,7 +9,7 @@ one grantee's until it expires; an address is a lease of full length.  A *slot* 
 How a datagram becomes a route.  Read left to right; nothing flows back.
 
     socket - Node.received - open - decode - Grantor.handle_ask | Grantee.answered
-    timer  - Node.woke ----------------------'        |
+    timer  - Node.on_timer ----------------------'        |
                                           Wanted: things, records; [Effect]
     ~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~|~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~ WATERLINE
                                      Daemon.converge: save . install . send
@@ -40,7 +40,7 @@ The sections, in reading order:
     COMMANDS                 what is typed
 
 To follow one ask: `Daemon.serve`, `Node.heard_ask`, `Grantor.handle_ask`, `Daemon.converge`.  One expiry:
-`Node.woke`, `Grantor.on_timer`, `Grantor.end`.  One configuration key: its field in SETTINGS, and who reads it.
+`Node.on_timer`, `Grantor.on_timer`, `Grantor.end`.  One configuration key: its field in SETTINGS, and who reads it.
 One lease: `Grantor.begin`, `renew`, `end`, `forget`.
 """
 
@@ -156,7 +156,7 @@ CONTROL_S:      Final = 10             # seconds for a control connection to ask
 MAX_CONTROL:    Final = 65_536         # bytes of a control message towards the daemon
 MAX_SHOWN:      Final = 2_000          # leases in one `status` (`leases` shows all)
 FILE_ROWS:      Final = 500            # ... in a status file
-AT_ONCE:        Final = 500            # leases that end, or are reviewed, before asks are heard again
+REVIEW_BATCH:        Final = 500            # leases that end, or are reviewed, before asks are heard again
 PIN_BATCH:      Final = 1000           # pins that change one by one; more: the pools are built anew
 REVOKED_S:      Final = 60             # seconds until who was revoked something may have something else
 FADED_S:        Final = 60             # T1 of leases of which nothing is preferred: the grantor's own is silent
@@ -300,7 +300,7 @@ def parse_interface(text: str) -> Prefix:
         raise ValueError(f"'{host}' is not an IP address{meant}") from None
     bits = length if length else str(WIDTH[version])
     if not (bits.isascii() and bits.isdigit()) or int(bits) > WIDTH[version]:
-        raise ValueError(f"/{length} is no length of IPv{version} (0 to {WIDTH[version]})")
+        raise ValueError(f"/{length} is not a valid IPv{version} prefix length (0 to {WIDTH[version]})")
     return Prefix(version, int.from_bytes(packed, "big"), int(bits))
 
 
@@ -1431,10 +1431,10 @@ class Pool:
     name: str
     source: Prefix | Follow = setting(
         parse_source, None, "what may be given, or `ula`, `interface IF`, `grantor NAME [SLOT]`", "prefix")
-    give: tuple[int, ...] = setting(parse_lengths, None, "lengths")
+    give: tuple[int, ...] = setting(parse_lengths, None, "prefix lengths that may be granted")
     reserve: tuple[Prefix, ...] = setting(
-        many(parse_prefix), "", "holes, never given; where the pool moves: offsets (::100/120)")
-    share: tuple[int, int] = setting(parse_share, "1/1", "which part is ours, of so many grantors that share a key")
+        many(parse_prefix), "", "ranges that are never granted; if the pool moves: offsets (::100/120)")
+    share: tuple[int, int] = setting(parse_share, "1/1", "our part of the pool, if several grantors share one key")
     valid_s: float = setting(duration, "12h", "valid lifetime of a lease", "lifetime")
     preferred_s: float = setting(
         or_else(0.0, duration), "", "preferred lifetime; default half of `lifetime`", "preferred")
@@ -1473,11 +1473,12 @@ class Terms:
     """What one grantee, or each peer of a WireGuard interface, may have."""
 
     name: str
-    pools: tuple[str, ...] = setting(many(str), None, "pools from which is given, in this order")
+    pools: tuple[str, ...] = setting(many(str), None, "pools to grant from, tried in this order")
     limit: int = setting(whole(1, 256), "1", "leases per address family")
-    lengths: tuple[int, ...] = setting(parse_lengths, "", "lengths that may be had; default all that the pools give")
+    lengths: tuple[int, ...] = setting(
+        parse_lengths, "", "lengths that may be granted; default all that the pools give")
     total: tuple[Prefix, ...] = setting(
-        many(parse_prefix), "", "at most as much as this in all, per address family: ::/52 0.0.0.0/28")
+        many(parse_prefix), "", "upper bound for all leases together, per address family: ::/52 0.0.0.0/28")
     bounds: tuple[float, float] = setting(
         parse_bounds, "forever", "[MIN-]MAX: bounds of the pools' lifetimes", "lifetime")
     rate: Rate = setting(parse_rate, "5/30s", "new leases, a token bucket: N per interval, burst N")
@@ -1488,13 +1489,13 @@ class Agreement(Terms):
     """A [grantee] section."""
 
     key: bytes = setting(public_key, None, "its public key")
-    until: float = setting(or_else(inf, parse_date), "", "day on which the agreement is over")       # wall clock
+    until: float = setting(or_else(inf, parse_date), "", "date on which the agreement ends")       # wall clock
     pins: tuple[Prefix, ...] = setting(
         many(parse_prefix), "", "prefixes that are its own, whatever the pools say", "pin")
     route: str | Reach = setting(
         parse_route, "auto", "how its leases are reached: auto, dev IF, via ADDRESS [dev IF], none")
     was: tuple[bytes, ...] = setting(
-        many(public_key), "", "keys that it had before: what they were leased is its own")
+        many(public_key), "", "its former keys: their leases are its own")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -1502,12 +1503,12 @@ class WireguardSection(Terms):
     """A [wireguard] section: an interface whose peers may ask."""
 
     adds_peers: bool = setting(
-        yes_no, "no", "a [grantee] that is granted something becomes a peer, until it ends", "add_peers")
+        yes_no, "no", "a [grantee] becomes a peer for as long as it has a lease", "add_peers")
     listen: int | None = setting(
-        parse_port, "", "UDP port: with it, and our key, the interface is made if there is none; "
+        parse_port, "", "UDP port; the interface is created with it and our key if it is missing; "
                         "default 51820, or the endpoint's, with add_peers; `none`: never")
     addresses: tuple[Prefix, ...] = setting(
-        many(parse_interface), "", "... and gets these addresses, if it is made", "address")
+        many(parse_interface), "", "addresses of the interface, if ddpd creates it", "address")
     endpoint: HostPort = setting(parse_endpoint, "", "told to grantees; default: where they asked, and its own port")
     allowed: tuple[Prefix, ...] = setting(
         many(parse_prefix), "0.0.0.0/0 ::/0", "told to grantees: what they send into the tunnel")
@@ -1562,19 +1563,19 @@ class Contact:
     lines: tuple[Line, ...] = setting(
         parse_asks, None, "one slot a line: PREFIX [on IF[=NUMBER] …]; `3: …` fixes the slot", "ask")
     default: Default | None = setting(
-        or_else(None, parse_default), "", "default route for traffic from what it gives; with a [tunnel]: into that, "
-                                          "or `none`")
+        or_else(None, parse_default), "", "default route for traffic from its prefixes; with a [tunnel]: into that, "
+                                          "unless `none`")
     rank: int | None = setting(
-        or_else(None, parse_rank), "", "of the ranked, only the first that lives is preferred")
-    install: bool = setting(yes_no, "yes", "no: leave the kernel alone, only call the hook")
+        or_else(None, parse_rank), "", "of the ranked grantors, only the best living one is preferred")
+    install: bool = setting(yes_no, "yes", "no: do not touch the kernel, only run the hook")
     hook: str = setting(str, "", "program to run at every change")
-    hook_style: str = setting(one_of(*HOOK_STYLES), "ddpd", "whose hooks it is like: ddpd or odhcp6c")
+    hook_style: str = setting(one_of(*HOOK_STYLES), "ddpd", "calling convention of the hook: ddpd or odhcp6c")
     accept: tuple[Prefix, ...] = setting(
         many(parse_prefix), "2000::/3 fc00::/7 0.0.0.0/0", "grants outside of these are refused")
     hostname: str = setting(or_else("", name_word), "", "told to the grantor")
     keepalive_s: float = setting(or_else(0.0, duration), "", "ask at least this often: 25s behind a NAT", "keepalive")
     suffix: int = setting(parse_suffix, "::1", "this node's address in each subnet")
-    release: bool = setting(yes_no, "no", "give all back when ddpd is told to end")
+    release: bool = setting(yes_no, "no", "release all leases when ddpd exits")
     tunnel: Tunnel | None = None
 
     @property
@@ -1667,7 +1668,7 @@ class Config:
     rate: Rate | None = setting(or_else(None, parse_rate), "", "new leases of all grantees together, such as 100/1s")
     resolv: str = setting(or_else("", path_name), "", "file written in the form of resolv.conf")
     dnsmasq: str = setting(or_else("", path_name), "", "file written for dnsmasq, as its `servers-file`")
-    radvd: str = setting(or_else("", path_name), "", "radvd.conf written for the LANs, with what is left of lifetimes")
+    radvd: str = setting(or_else("", path_name), "", "radvd.conf written for the LANs, with the remaining lifetimes")
     dhcp: str = setting(or_else("", path_name), "", "dnsmasq.conf written for DHCPv4 on the LANs")
     pools: tuple[Pool, ...]
     agreements: dict[bytes, Agreement]
@@ -4959,7 +4960,7 @@ class Grantor:
             self.recovering_until = -inf
             self.wanted.forget_record(("recovering",))
             self.out.append(Note("recovered"))
-        for _ in range(AT_ONCE):
+        for _ in range(REVIEW_BATCH):
             if not self.timers or self.timers[0][0] > now.boot:
                 break
             due, _, lease = heapq.heappop(self.timers)
@@ -5063,21 +5064,21 @@ class Grantor:
     def configure(self, config: Config, pools: tuple[Pool, ...], unsettled: Iterable[str], now: Now) -> None:
         """`pools`: those that have a place.  The peers are looked at later, some at a time."""
         self.config = config
-        self.agree()
+        self.update_agreements()
         self.unsettled = set(unsettled)
         self.pools = {pool.name: pool for pool in pools}
         self.shared = any(pool.has_twins for pool in pools)
-        self.fit_stock()
+        self.configure_stock()
         self.begin_review(now)
 
-    def agree(self) -> None:
+    def update_agreements(self) -> None:
         """With the grantees of the configuration, and all peers of WireGuard; not under keys that are no more."""
         self.guards.named = named = self.config.agreements
         old = {key for agreement in named.values() for key in agreement.was}
         peers = self.guards.agreements()
         self.agreements = {key: peers[key] for key in peers if key not in old} | named
 
-    def fit_stock(self) -> None:
+    def configure_stock(self) -> None:
         self.hopeless.clear()
         self.reserved = self.reserved_links()
         self.stock.fit(tuple(self.pools.values()), self.config.pins, [*self.guards.foreign.owners, *self.reserved])
@@ -5086,7 +5087,7 @@ class Grantor:
         """These are this node's own: they are not given away.  What is leased of them already stays leased."""
         self.own_networks = networks
         if self.reserved_links() != self.reserved:
-            self.fit_stock()
+            self.configure_stock()
 
     def reserved_links(self) -> frozenset[Prefix]:
         """Of our own networks: those inside of a pool.  In one of single addresses that is only our own address."""
@@ -5100,7 +5101,7 @@ class Grantor:
 
     def go_on(self) -> None:
         """With the review, for a while."""
-        self.reviewed = sum(1 for _ in islice(self.reviewing, AT_ONCE)) < AT_ONCE
+        self.reviewed = sum(1 for _ in islice(self.reviewing, REVIEW_BATCH)) < REVIEW_BATCH
 
     def review(self, peers: list[Peer], now: Now) -> Iterator[object]:
         """Each known peer as things are now: who holds what is no longer agreed, or nothing, is to be nudged."""
@@ -5170,13 +5171,13 @@ class Grantor:
 
     # -- peers of WireGuard ------------------------------------------------------------
 
-    def saw_peers(self, dev: str, state: WgState | None, made: Mapping[Key, Thing], now: Now) -> list[Effect]:
+    def handle_peers(self, dev: str, state: WgState | None, made: Mapping[Key, Thing], now: Now) -> list[Effect]:
         """What `wg` shows of an interface: its peers are grantees; who has gone has no leases."""
         self.out = []
         before, known, stale = self.guards.foreign.owners, self.guards.devs, self.guards.is_stale
         gone = self.guards.sights[dev].see(state, now)
         self.guards.settle(made, ((self.links.names.get(index, ""), own) for index, own in self.links.addresses))
-        self.agree()
+        self.update_agreements()
         for lease in [lease for key in gone if key in self.peers for lease in self.peers[key].living()]:
             if lease.dev == dev and not self.guards.dev_of(lease.key):
                 self.end(lease, now)
@@ -5190,7 +5191,7 @@ class Grantor:
                     if lease.living and lease.key != owner and lease.prefix.holds(prefix):
                         self.end(lease, now)
                         self.restless.add(lease.key)
-            self.fit_stock()
+            self.configure_stock()
             self.begin_review(now)
         for key, peer in self.peers.items():
             if not stale and known.get(key) == self.guards.devs.get(key):
@@ -5211,7 +5212,7 @@ class Grantor:
             sight = self.guards.sights.get(lease.dev or "")
             if sight is not None:
                 sight.expect(lease.key)
-        self.agree()
+        self.update_agreements()
 
     def unwatch(self, before: Iterable[str], now: Now) -> list[Effect]:
         """Interfaces whose peers are not ours to serve any more."""
@@ -5617,14 +5618,14 @@ class Grantee:
         known, better = self.place(), is_gateway(host) and paths[:1] != self.found.get(host, ())[:1]
         if paths:
             self.found[host] = paths
-        self.settle_interface()
+        self.update_interface()
         self.turn = 0 if better else self.turn                    # another default router
         moved = better or known not in self.places()
         if moved and self.place() is not None and self.state is not State.RELEASED:
             self.timer, self.patience_s = now.boot, ASK.first_s
-        return self.woke(now)
+        return self.on_timer(now)
 
-    def stirred(self, way: Way | None, now: Now) -> list[Effect]:
+    def network_changed(self, way: Way | None, now: Now) -> list[Effect]:
         """The network has changed: who was out of reach, or reached otherwise, is asked at once."""
         moved = way is not None and way.is_up and way.source and way != self.way and self.aim() == self.target
         if not self.found and now.boot - max(self.looked_up.values(), default=-inf) >= 1.0:
@@ -5639,7 +5640,7 @@ class Grantee:
         return min(self.timer, self.names_at, *(min(held.valid_until, held.show_at) for held in self.held),
                    *(held.prefers_until for held in self.held if held.current and not held.faded), inf)
 
-    def woke(self, now: Now) -> list[Effect]:
+    def on_timer(self, now: Now) -> list[Effect]:
         effects = self.expire(now) + self.fade(now)
         self.show_deprecated(now)
         if now.boot >= self.names_at:
@@ -5775,7 +5776,7 @@ class Grantee:
         needed = self.hosts() | {self.endpoint.host}
         self.found = {host: places for host, places in self.found.items() if host in needed}
         self.looked_up = {host: at_s for host, at_s in self.looked_up.items() if host in needed}
-        self.settle_interface()
+        self.update_interface()
         return [*(() if self.knows_endpoint else self.lookups(now)), *self.tell_tunnel()]
 
     @property
@@ -5800,7 +5801,7 @@ class Grantee:
         """Around the other end of the tunnel, or where the grantor is asked outside of it."""
         return any(prefix.holds(end) for end in self.outer_ends())
 
-    def settle_interface(self) -> None:
+    def update_interface(self) -> None:
         """The tunnel as it is to be made; what was known stays, while something is not."""
         tunnel, place, key = self.contact.tunnel, self.end_place(), self.options.get("wg_key")
         if tunnel is None or (self.interface is not None and self.interface.dev != tunnel.dev):
@@ -6860,7 +6861,7 @@ class Proxy:
     def deadline(self) -> float:
         return min((wired.until for wired in self.wired.values()), default=inf)
 
-    def woke(self, now: float) -> list[Probe | Wire]:
+    def on_timer(self, now: float) -> list[Probe | Wire]:
         """Who is wired is asked now and then, and forgotten if it is silent."""
         out: list[Probe | Wire] = []
         for target, wired in list(self.wired.items()):
@@ -6912,7 +6913,7 @@ class Proxy:
 # ==== NODE ============================================================ pure ====
 #
 # Both roles side by side, their sessions and their leases: what each is to know of the other, of the
-# links and of the ways, and what they want of the kernel together.  `received` a datagram, `woke` at
+# links and of the ways, and what they want of the kernel together.  `received` a datagram, `on_timer` at
 # the deadline, `compose` an ask, `resolved` a name; after each, `follow`.
 
 
@@ -7011,7 +7012,7 @@ class Node:
         self.found, self.lent = dict[str, list[Address]](), set[Prefix]()     # see `assume`; to pools, from above
         self.proxies, self.deaf = dict[str, Proxy](), dict[str, str]()     # by interface; of those not heard, why
         self.add_grantees(config)
-        self.settle_pools(Now(0.0, 0.0), anew=True)
+        self.place_pools(Now(0.0, 0.0), anew=True)
         self.add_proxies(config)
 
     def add_grantees(self, config: Config) -> None:
@@ -7023,7 +7024,7 @@ class Node:
             if grantee.contact.default != contact.default:
                 grantee.reaches = {}
             grantee.contact, grantee.table = contact, table_of(config.mark, index)
-            grantee.settle_interface()
+            grantee.update_interface()
             grantee.reaches = self.default_of(grantee)
 
     def add_proxies(self, config: Config) -> None:
@@ -7078,7 +7079,7 @@ class Node:
         return replace(placed(pool, held.prefix, grantee.own_subnets(held)), ends=held.valid_until,
                        prefers=held.prefers_until)
 
-    def settle_pools(self, now: Now, anew: bool = False) -> list[Effect]:
+    def place_pools(self, now: Now, anew: bool = False) -> list[Effect]:
         """Give each pool its place.  `anew`: the configuration has changed too."""
         pools: list[Pool] = []
         moved: list[Pool] = []
@@ -7126,7 +7127,7 @@ class Node:
         """After leases of ours, or links, may have changed: who is preferred, what the kernel gets, where pools are."""
         effects = self.rank()
         self.want_grantees()
-        return effects + (self.settle_pools(now) if any(pool.follows for pool in self.config.pools) else [])
+        return effects + (self.place_pools(now) if any(pool.follows for pool in self.config.pools) else [])
 
     def linked(self, links: Links, now: Now) -> list[Effect]:
         """The interfaces, or their addresses, are not what they were."""
@@ -7157,9 +7158,9 @@ class Node:
         return asks | {("tunnel", name): grantee.beside_outer_end() for name, grantee in self.grantees.items()
                        if grantee.contact.tunnel is not None}
 
-    def routed(self, ways: Mapping[Aim, Way | None], gateways: tuple[Gateway, ...], stirred: bool, now: Now,
+    def routed(self, ways: Mapping[Aim, Way | None], gateways: tuple[Gateway, ...], has_changed: bool, now: Now,
                ) -> list[Effect]:
-        """How these are reached now.  stirred: the network has changed, not only where we ask."""
+        """How these are reached now.  has_changed: the network has changed, not only where we ask."""
         effects: list[Effect] = []
         self.gateways = gateways
         for name, grantee in self.grantees.items():
@@ -7167,13 +7168,13 @@ class Node:
             old = grantee.way if target == grantee.target else None
             way = self.with_source(ways.get(("grantor", name)), parse_host(target.host), old) if target else None
             grantee.outer = self.outer_route(grantee, ways.get(("tunnel", name)))
-            if stirred:
+            if has_changed:
                 for host in [host for host, _ in grantee.contact.addresses if is_gateway(host)]:
                     effects += grantee.resolved(host, places_of(host, gateways), now)
                 for host in [host for host, _ in grantee.contact.addresses if "%" in host and is_numeric(host)]:
                     effects += grantee.resolved(host, scoped_places(host, self.links), now)
-                effects += grantee.stirred(way, now)
-            if stirred or target != grantee.target:               # else it has yet to be stirred by the change
+                effects += grantee.network_changed(way, now)
+            if has_changed or target != grantee.target:           # else it has yet to hear of the change
                 grantee.target, grantee.way = target, way
             grantee.reaches = self.default_of(grantee)
         self.want_grantees()
@@ -7471,11 +7472,11 @@ class Node:
         return min(self.grantor.deadline, max(self.next_nudge, self.nudges[0][0]) if self.nudges else inf,
                    *(grantee.deadline for grantee in self.grantees.values()), inf)
 
-    def woke(self, now: Now) -> list[Effect]:
+    def on_timer(self, now: Now) -> list[Effect]:
         effects = self.grantor.on_timer(now) if self.grantor.deadline <= now.boot else []
         due = [grantee for grantee in self.grantees.values() if grantee.deadline <= now.boot]
         for grantee in due:
-            effects += grantee.woke(now)
+            effects += grantee.on_timer(now)
         if due:
             effects += self.follow(now)
         if not self.grantor.reviewed:
@@ -7514,9 +7515,9 @@ class Node:
             peer.nudge_at = at
             heapq.heappush(self.nudges, (at, peer.key))
 
-    def saw_peers(self, dev: str, state: WgState | None, now: Now) -> list[Effect]:
+    def handle_peers(self, dev: str, state: WgState | None, now: Now) -> list[Effect]:
         """What `wg` shows of one of the interfaces whose peers are grantees."""
-        return self.grantor.saw_peers(dev, state, self.made, now) + self.nudge(now)
+        return self.grantor.handle_peers(dev, state, self.made, now) + self.nudge(now)
 
     # -- the operator ----------------------------------------------------------------
 
@@ -7561,7 +7562,7 @@ class Node:
         watched = list(self.grantor.guards.sights)
         self.grantor.guards.configure(config.guards)
         self.want_guards()
-        effects += self.settle_pools(now, anew=True)
+        effects += self.place_pools(now, anew=True)
         effects += self.grantor.unwatch(watched, now) + self.grantor.transfer_all(now)
         self.add_proxies(config)
         self.grantor.go_on()
@@ -7673,7 +7674,7 @@ class Node:
         self.rank()
         self.want_grantees()
         self.lent = {held.prefix for grantee in self.grantees.values() for held in grantee.held}
-        effects += self.settle_pools(now, anew=True)
+        effects += self.place_pools(now, anew=True)
         self.add_proxies(self.config)
         return [*effects, *(Hook(name, "started") for name in self.grantees)]
 
@@ -8277,7 +8278,7 @@ def environment_of(grantee: Grantee, event: str, now: Now) -> dict[str, str]:
     return {f"DDPD_{name}": value for name, value in found.items()}
 
 
-def heeded(grantees: Iterable[Grantee]) -> list[Grantee]:
+def effective_grantors(grantees: Iterable[Grantee]) -> list[Grantee]:
     """Whose options count: those of exits that live; if none does, of those whose prefixes still last."""
     holding = [grantee for grantee in grantees if any(held.current for held in grantee.held)]
     living = [grantee for grantee in holding
@@ -8287,7 +8288,7 @@ def heeded(grantees: Iterable[Grantee]) -> list[Grantee]:
 
 def advised(grantees: Iterable[Grantee], name: str, versions: tuple[int, ...] = (4, 6)) -> list[str]:
     """An option that is a list, of all whose options count, each item once."""
-    items = dict.fromkeys(item for grantee in heeded(grantees) for item in grantee.options.get(name, ()))
+    items = dict.fromkeys(item for grantee in effective_grantors(grantees) for item in grantee.options.get(name, ()))
     return [item if isinstance(item, str) else item.host for item in items
             if isinstance(item, str) or item.version in versions]
 
@@ -8336,7 +8337,8 @@ Subnet = tuple[str, Prefix]              # interface, /64
 
 
 def smallest_mtu(grantees: Iterable[Grantee]) -> int:
-    return min((grantee.options["mtu"] for grantee in heeded(grantees) if "mtu" in grantee.options), default=0)
+    told = [grantee.options["mtu"] for grantee in effective_grantors(grantees) if "mtu" in grantee.options]
+    return min(told, default=0)
 
 
 def subnets_of(grantees: Iterable[Grantee], version: int) -> list[Address]:
@@ -8356,7 +8358,7 @@ def dnsmasq_text(grantees: Iterable[Grantee], _lost: Iterable[Subnet], _now: Now
 
     Of any other they are not: it could name a domain of somebody else's.
     """
-    counting = heeded(grantees)
+    counting = effective_grantors(grantees)
     preferred = [grantee for grantee in counting if grantee.leads] or (counting if len(counting) == 1 else [])
     own = [f"server=/{domain}/{address.host}\n" for grantee in preferred
            for domain in grantee.options.get("search", ()) if "." in domain
@@ -8596,7 +8598,7 @@ def routes_by(devs: Container[str]) -> dict[str, list[list[str]]] | None:
     return found
 
 
-def takings(ndp: Ndp, pools: Iterable[Pool], hops: Iterable[str]) -> Iterator[str]:
+def router_warnings(ndp: Ndp, pools: Iterable[Pool], hops: Iterable[str]) -> Iterator[str]:
     """Routers whose address would be answered for, or given away."""
     for router in sorted({prefix_of(bytes.fromhex(hop), 128) for hop in hops if hop.strip("0")}):
         rule = next((rule for rule in ndp.rules if rule.prefix.holds(router)), None)
@@ -8620,7 +8622,7 @@ def has_interface(dev: str) -> bool:
         return False
 
 
-def lan_hindrances(config: Config) -> Iterator[str]:
+def lan_warnings(config: Config) -> Iterator[str]:
     """What in this system keeps a LAN from being of use."""
     lans = {lan.dev: f"[grantor {contact.name}] ask: {lan.dev}" for contact in config.contacts
             for line in contact.lines for lan in line.lans}
@@ -8635,7 +8637,7 @@ def lan_hindrances(config: Config) -> Iterator[str]:
             yield f"{where} has an MTU of {mtu}, and IPv6 needs 1280 (ip link set {dev} mtu 1280)"
 
 
-def hindrances(config: Config) -> Iterator[str]:
+def ndp_warnings(config: Config) -> Iterator[str]:
     """What in this system keeps what is proxied from being reached."""
     if config.ndp and sysctl("conf/all/forwarding") == 0:
         yield "net.ipv6.conf.all.forwarding = 0: nothing is passed on from here (sysctl -w ...=1)"
@@ -8645,7 +8647,7 @@ def hindrances(config: Config) -> Iterator[str]:
         yield from (f"[ndp {ndp.dev}] {rule}: for link-local addresses nobody answers in another's stead"
                     for rule in ndp.rules if rule.kind != "never" and LINKLOCAL.holds(rule.prefix))
         routes = by_dev.get(ndp.dev, []) if by_dev is not None else None
-        yield from takings(ndp, config.pools, (row[4] for row in routes or ()))
+        yield from router_warnings(ndp, config.pools, (row[4] for row in routes or ()))
         if ndp.leased and not config.pools:
             yield f"[ndp {ndp.dev}] proxy = leased, but there is no [pool] to lease from"
         has_default = routes is None or any(row[:2] == ["0" * 32, "00"] for row in routes)
@@ -8677,7 +8679,7 @@ def make_unicast(dev: str) -> None:
             log.debug("no unicast interface=%s why=\"%s\"", dev, why.strerror)
 
 
-def tunnel_hindrances(config: Config) -> Iterator[str]:
+def tunnel_warnings(config: Config) -> Iterator[str]:
     """What in this system keeps tunnels from being of use."""
     ends = [contact for contact in config.contacts if contact.tunnel is not None]
     lans = [line for contact in ends for line in contact.lines if not line.prefix.is_address]
@@ -9879,7 +9881,7 @@ class Talker:
                 self.network.dialled[name].unanswered = 0
             return [effects]
         except Stranger as why:
-            events = self.meet(now)
+            events = self.refresh_peers(now)
             if why.key in self.node.grantor.agreements:
                 return [*events, *self.take(datagram, path, name, now)]
             self.node.counters["drop stranger"] += 1
@@ -9891,11 +9893,11 @@ class Talker:
             log.debug("drop source=%s why=\"%s\"", path, why)
             return []
 
-    def meet(self, _: Now) -> list[list[Effect]]:
+    def refresh_peers(self, _: Now) -> list[list[Effect]]:
         """A stranger may have become known just now."""
         return []
 
-    def hear_all(self, readable: list[Any], now: Now) -> list[list[Effect]]:
+    def receive_all(self, readable: list[Any], now: Now) -> list[list[Effect]]:
         """Every socket that has something, one after the other."""
         doors = [(sock, door, "") for door, (_, sock) in self.network.listening.items()]
         doors += [(dialled.sock, 0, name) for name, dialled in self.network.dialled.items()]
@@ -9903,7 +9905,7 @@ class Talker:
         if self.network.resolver.readable in readable:
             events += [self.node.resolved(*result, now) for result in self.network.resolver.results()]
         if self.node.deadline <= now.boot:
-            events.append(self.node.woke(now))
+            events.append(self.node.on_timer(now))
         return events
 
     def sockets(self) -> list[Any]:
@@ -10148,7 +10150,7 @@ class Ports:
         found: dict[int, Callable[[], None]] = {news.fileno(): self.forget_ways} if news else {}
         found |= {port.sock.fileno(): partial(self.drain, port, self.node.proxies[dev])
                   for dev, port in self.outer.items()}
-        return found | {port.sock.fileno(): partial(self.hear_inside, port) for port in self.inner.values()}
+        return found | {port.sock.fileno(): partial(self.receive_inside, port) for port in self.inner.values()}
 
     def way_of(self, target: bytes, proxy: Proxy) -> int:
         self.shifted |= self.ways.news is None                    # there will be one more to listen to
@@ -10222,7 +10224,7 @@ class Ports:
         except OSError as why:
             self.fail(self.inner, port, why)
 
-    def hear_inside(self, port: Port) -> None:
+    def receive_inside(self, port: Port) -> None:
         now = clock_now().boot
         try:
             for _ in range(DRAIN):
@@ -10261,7 +10263,7 @@ class Ports:
         if now.boot >= self.retry_at:
             self.follow(now)
         for proxy in self.node.proxies.values():
-            for found in proxy.woke(now.boot) if proxy.deadline <= now.boot else ():
+            for found in proxy.on_timer(now.boot) if proxy.deadline <= now.boot else ():
                 if isinstance(found, Wire):
                     self.wire(found)
                 else:
@@ -10387,7 +10389,7 @@ class Control:
             try:
                 order = json.loads(self.heard)
                 self.until = now.boot + min(3600.0, max(1.0, float(order.get("wait", CONTROL_S))))
-                said = daemon.obey(self, order, now)
+                said = daemon.handle_order(self, order, now)
             except (AttributeError, LookupError, OverflowError, RecursionError, TypeError, ValueError) as why:
                 said = {"error": str(why) if type(why) is ValueError else "not understood"}
             self.say(said)
@@ -10402,7 +10404,7 @@ class Control:
     def send(self, now: Now) -> None:
         """As much as the reader takes; who stops reading is cut off."""
         if self.rows is not None and len(self.unsent) < MAX_CONTROL:
-            more = list(islice(self.rows, AT_ONCE // 2))
+            more = list(islice(self.rows, REVIEW_BATCH // 2))
             self.unsent += "".join(json.dumps(row) + "\n" for row in more).encode()
             self.rows = self.rows if more else None
         sent = self.sock.send(self.unsent)
@@ -10625,7 +10627,7 @@ class Doors:
         said = [(door, caller, message) for door, caller in self.callers() if caller.sock in readable
                 and not caller.unsent and (message := door.hear(caller))]
         if said:
-            daemon.converge(daemon.meet(now))                      # whose address is it at this moment?
+            daemon.converge(daemon.refresh_peers(now))                      # whose address is it at this moment?
             self.answer(said, daemon, now)
         for door, caller in self.callers():
             if caller.until <= now.boot or (caller.unsent and not door.send(caller)):
@@ -10678,14 +10680,14 @@ class Installer(Talker):
         tunnels: list[Thing] = [thing for thing in new if isinstance(thing, Interface)]
         refused = self.make(tunnels, now)
         if tunnels:
-            self.see_again()                                      # what goes onto them, and by them, comes after
+            self.look_again()                                      # what goes onto them, and by them, comes after
         refused |= self.make([thing for thing in new if not isinstance(thing, Interface)], now)
         kernel.pending = {key for key in keys if key in node.wanted.things
                           and kernel.installed.get(key) != node.wanted.things[key]}
         if gone or refused:
-            self.see_again()
+            self.look_again()
         node.wanted.changed |= kept & kernel.installed.keys()
-        self.strike_out([key for key, thing in node.made.items() if key not in kernel.installed
+        self.forget_made([key for key, thing in node.made.items() if key not in kernel.installed
                          and (key not in node.wanted.things or key in refused) and not kernel.has(thing)], now)
         if gone or new:
             again = now.boot + RETRY_INSTALL_S if refused or node.wanted.changed else inf
@@ -10720,14 +10722,14 @@ class Installer(Talker):
         for key in {thing.id for thing in gone} - doubtful:
             self.kernel.installed.pop(key, None)
         if doubtful:
-            self.see_again(all_of_it=True)
+            self.look_again(all_of_it=True)
         left = doubtful & self.kernel.installed.keys()
         for failure in failed:
             if failure.thing.id in left:
                 log.limited("install", "cannot remove %s", failure)
         return left
 
-    def see_again(self, all_of_it: bool = False) -> None:
+    def look_again(self, all_of_it: bool = False) -> None:
         try:
             self.kernel.look()
             if all_of_it:
@@ -10757,7 +10759,7 @@ class Installer(Talker):
         self.kernel.remove(strays.values())
         for thing in strays.values():
             log.notice("removed address=%s interface=%s: it was made under another name", thing.address, thing.dev)
-        self.strike_out(strays, now)
+        self.forget_made(strays, now)
         self.kernel.lose(set(strays))
         self.node.wanted.changed |= strays.keys()
 
@@ -10834,7 +10836,7 @@ class Installer(Talker):
         self.node.made |= {key: things[key] for key in keys}
         return True
 
-    def strike_out(self, keys: Iterable[Key], now: Now) -> None:
+    def forget_made(self, keys: Iterable[Key], now: Now) -> None:
         """After it is unmade."""
         things = [self.node.made.pop(key) for key in keys if key in self.node.made]
         if things:
@@ -10907,20 +10909,20 @@ class Daemon(Installer):
         self.kernel.busybox = is_busybox()
         self.kernel.look()
         self.kernel.look_at_all(self.node.made)
-        self.strike_out(self.kernel.taken, now)
+        self.forget_made(self.kernel.taken, now)
         if self.is_new:
             self.adopt_left_behind()
         self.remove_strays(now)
         self.node.adopt(self.kernel.installed.values())
-        seen = self.see_links()
-        found = self.see_tunnels() if self.is_new and self.config.contacts else []
+        seen = self.read_links()
+        found = self.find_tunnels() if self.is_new and self.config.contacts else []
         self.ports.follow(now)
-        for line in (*lacking(self.config), *hindrances(self.config), *tunnel_hindrances(self.config),
-                     *lan_hindrances(self.config)):
+        for line in (*lacking(self.config), *ndp_warnings(self.config), *tunnel_warnings(self.config),
+                     *lan_warnings(self.config)):
             log.warning("warning: %s", line)
         self.node.wanted.changed |= (self.kernel.installed.keys() - self.left) | self.node.wanted.things.keys()
         self.converge([found, self.node.start(now), seen])
-        self.converge([self.see_peers(now)])                       # of interfaces that may have been made just now
+        self.converge([self.read_peers(now)])                       # of interfaces that may have been made just now
         self.tell_skipped()
         log.info("started version=%s key=%s listen=%s", VERSION, show_key(self.node.s.public),
                  ",".join(map(str, self.config.listen)) or "none")
@@ -11044,7 +11046,7 @@ class Daemon(Installer):
         self.node.wanted.records = {}                             # the file will be written anew
         return lost
 
-    def bill(self, effect: Account, _: Now) -> None:
+    def add_account(self, effect: Account, _: Now) -> None:
         if len(self.unwritten) < MAX_UNWRITTEN:
             self.unwritten.append(json.dumps(effect.row) + "\n")
         else:
@@ -11076,7 +11078,7 @@ class Daemon(Installer):
         except OSError as why:
             log.limited("marker", "cannot write %s.granted: %s", self.config.key, why.strerror)
 
-    def see_links(self) -> list[Effect]:
+    def read_links(self) -> list[Effect]:
         try:
             links = self.kernel.look()
             return self.node.linked(links, clock_now()) if links != self.node.links else []
@@ -11126,7 +11128,7 @@ class Daemon(Installer):
             log.write(level, "%s", (effect.text,))
 
     ACTIONS: ClassVar[Mapping[type[Any], Callable[[Daemon, Any, Now], None]]] = {
-        Send: send, Call: Talker.call, Lookup: Talker.look_up, Hook: hook, Note: note, Account: bill,
+        Send: send, Call: Talker.call, Lookup: Talker.look_up, Hook: hook, Note: note, Account: add_account,
     }
 
     # -- the loop ------------------------------------------------------------------------
@@ -11135,7 +11137,7 @@ class Daemon(Installer):
         while not self.is_done():
             readable = self.wait()
             now = clock_now()
-            events = self.hear_all(readable, now) + self.other_events(readable, now)
+            events = self.receive_all(readable, now) + self.other_events(readable, now)
             self.converge(events)
             if self.config.status and (readable or any(events)):
                 self.status_at = min(self.status_at, now.boot + STATUS_S)
@@ -11203,10 +11205,10 @@ class Daemon(Installer):
         if self.kernel.routes in readable and self.routes_at == inf:
             self.routes_at = now.boot + self.routes_s
         if now.boot >= self.peers_at:
-            events.append(self.see_peers(now))
+            events.append(self.read_peers(now))
         aims = self.node.aims()
         if aims != self.aims or now.boot >= self.routes_at:
-            events.append(self.see_ways(aims, now))
+            events.append(self.find_ways(aims, now))
         if self.wake in readable:
             os.read(self.wake, 4096)
             while self.signals:
@@ -11217,7 +11219,7 @@ class Daemon(Installer):
         """What is ours and gone is made again.  Our own changes wake us too: they change nothing."""
         look, gone = self.kernel.changes()
         lost = self.kernel.lose({thing.id for thing in gone})
-        effects = self.see_links() if look else []
+        effects = self.read_links() if look else []
         if look:
             self.note_duplicates(now)
         if look and self.config.guards:
@@ -11232,7 +11234,7 @@ class Daemon(Installer):
             self.routes_at = min(self.routes_at, soon)            # the ways too
             try:
                 self.kernel.look_at_all(self.node.made)
-                self.strike_out(self.kernel.taken, now)
+                self.forget_made(self.kernel.taken, now)
                 self.remove_strays(now)
                 wanted, installed = self.node.wanted.things, self.kernel.installed
                 lost |= {key for key, thing in wanted.items() if installed.get(key) != thing}
@@ -11246,7 +11248,7 @@ class Daemon(Installer):
             self.repair(lost, now)
         return effects
 
-    def see_neighbours(self, now: Now) -> None:
+    def check_neighbours(self, now: Now) -> None:
         """Of those for which the kernel answers it does not tell who was removed."""
         self.neighbours_at = now.boot + NEIGHBOURS_S if any(ndp.by_kernel for ndp in self.config.ndp) else inf
         try:
@@ -11256,7 +11258,7 @@ class Daemon(Installer):
         except OSError as why:
             log.limited("links", "cannot see neighbours why=\"%s\"", why)
 
-    def see_peers(self, now: Now) -> list[Effect]:
+    def read_peers(self, now: Now) -> list[Effect]:
         """Who came, who has gone, and what of ours somebody has taken away.  WireGuard does not tell."""
         self.peers_at, self.peers_seen = now.boot + PEERS_S if self.config.guards else inf, now.boot
         effects: list[Effect] = []
@@ -11264,7 +11266,7 @@ class Daemon(Installer):
         for dev, sight in guards.sights.items():
             state = self.kernel.look_at_peers(dev)
             if state is not sight.state or sight.missing or guards.is_stale:
-                effects += self.node.saw_peers(dev, state, now)
+                effects += self.node.handle_peers(dev, state, now)
         self.peers_at = max(self.peers_at, now.boot + 10 * (clock_now().boot - now.boot))        # where `wg` hangs
         self.doors.follow(self.config.guards, self.kernel.links)
         if effects:                                               # perhaps a peer has come that is waited for
@@ -11274,7 +11276,7 @@ class Daemon(Installer):
             self.repair(lost, now)
         return effects
 
-    def see_tunnels(self) -> list[Effect]:
+    def find_tunnels(self) -> list[Effect]:
         """Of the interfaces on which addresses are wanted: those on which their grantor is a peer."""
         try:
             tunnels = wg("show", "interfaces").split()
@@ -11285,11 +11287,11 @@ class Daemon(Installer):
         return [effect for contact, dev in devs if (state := self.kernel.look_at_peers(dev)) is not None
                 and contact.key in state.peers for effect in self.node.assume(contact.name, dev)]
 
-    def meet(self, now: Now) -> list[list[Effect]]:
+    def refresh_peers(self, now: Now) -> list[list[Effect]]:
         """WireGuard may know a stranger already; who asks cannot make us look often."""
         if not self.config.guards or now.boot - self.peers_seen < PEERS_GAP_S:
             return []
-        return [self.see_peers(now)]
+        return [self.read_peers(now)]
 
     def caller(self, dev: str, path: Path) -> Peer | None:
         """Whose address that is: WireGuard lets nobody else send from it.  None: of no grantee."""
@@ -11307,19 +11309,19 @@ class Daemon(Installer):
             self.to_repair |= lost
             self.retry_install = min(self.retry_install, now.boot + 1.0)
 
-    def see_ways(self, aims: dict[Aim, Path | None], now: Now) -> list[Effect]:
+    def find_ways(self, aims: dict[Aim, Path | None], now: Now) -> list[Effect]:
         """How the grantors are reached: looked at when links or routes have changed, or another place is asked."""
-        stirred = now.boot >= self.routes_at
+        has_changed = now.boot >= self.routes_at
         self.aims = aims
         try:
-            if stirred:
+            if has_changed:
                 self.routes_at = inf
                 self.kernel.watch_routes()
             ways = {aim: self.kernel.way_to(place) for aim, place in aims.items() if place is not None}
             gateways = self.kernel.gateways() if self.wants_gateways else ()
             self.ways_seen = clock_now().boot
             self.routes_s = max(ROUTES_S, 20 * (self.ways_seen - now.boot))            # where the table is very long
-            return self.node.routed(ways, gateways, stirred, now)
+            return self.node.routed(ways, gateways, has_changed, now)
         except OSError as why:
             log.limited("links", "cannot see ways why=\"%s\"", why)
             return []
@@ -11336,7 +11338,7 @@ class Daemon(Installer):
         self.hooks.start(self.node, now)
         self.ports.tend(now)
         if now.boot >= self.neighbours_at:
-            self.see_neighbours(now)
+            self.check_neighbours(now)
         if now.boot >= self.store.retry_at:
             self.retry_disk(now)
         self.remove_left()
@@ -11451,7 +11453,7 @@ class Daemon(Installer):
             self.hooks.expand(grantee, "stopped", now)
         effects = self.node.reconfigure(config, now)
         self.neighbours_at = now.boot
-        effects += self.see_peers(now)
+        effects += self.read_peers(now)
         self.ports.follow(now)
         for line in lacking(config):                              # `check` says what else may be in the way
             log.warning("warning: %s", line)
@@ -11467,28 +11469,28 @@ class Daemon(Installer):
 
     # -- orders from the control socket ----------------------------------------------------
 
-    def obey(self, control: Control, order: Mapping[str, Any], now: Now) -> dict[str, Any] | None:
+    def handle_order(self, control: Control, order: Mapping[str, Any], now: Now) -> dict[str, Any] | None:
         """None: the answer comes later.  ValueError: what is wrong with the order."""
         act = self.ORDERS.get(str(order.get("do")))
         if act is None:
             raise ValueError(f"no such order: {order.get('do')}")
         return act(self, control, order, now)
 
-    def obey_status(self, _: Control, order: Mapping[str, Any], now: Now) -> dict[str, Any]:
+    def order_status(self, _: Control, order: Mapping[str, Any], now: Now) -> dict[str, Any]:
         return status_of(self.node, now, min(MAX_SHOWN, max(0, int(order.get("rows", MAX_SHOWN)))))
 
-    def obey_leases(self, control: Control, order: Mapping[str, Any], now: Now) -> dict[str, Any]:
+    def order_leases(self, control: Control, order: Mapping[str, Any], now: Now) -> dict[str, Any]:
         rows = lease_rows(self.node, leases_by(self.node, str(order.get("what", ""))), now)
         control.rows = chain(rows, [{}])                          # the end, so that one sees that this is all
         return {}
 
-    def obey_show(self, _: Control, order: Mapping[str, Any], now: Now) -> dict[str, Any]:
+    def order_show(self, _: Control, order: Mapping[str, Any], now: Now) -> dict[str, Any]:
         return show_of(self.node, str(order["what"]), now)
 
-    def obey_explain(self, _: Control, order: Mapping[str, Any], now: Now) -> dict[str, Any]:
+    def order_explain(self, _: Control, order: Mapping[str, Any], now: Now) -> dict[str, Any]:
         return explained(self.node, str(order["what"]), str(order["ask"]), now)
 
-    def obey_revoke(self, _: Control, order: Mapping[str, Any], now: Now) -> dict[str, Any]:
+    def order_revoke(self, _: Control, order: Mapping[str, Any], now: Now) -> dict[str, Any]:
         slot = None if order.get("slot") is None else whole(0, 255)(str(order["slot"]))
         peer = peer_named(self.node, str(order["what"]))
         found = [str(lease.prefix) for lease in (peer.leases if peer else ()) if slot in (None, lease.slot)
@@ -11498,12 +11500,12 @@ class Daemon(Installer):
         self.converge([(self.node.forgive if order.get("undo") else self.node.revoke)(peer, slot, now)])
         return {"prefixes": found}
 
-    def obey_reload(self, control: Control, order: Mapping[str, Any], _: Now) -> None:
+    def order_reload(self, control: Control, order: Mapping[str, Any], _: Now) -> None:
         self.reloaders.append(control)
         control.until, control.waits = inf, True
         self.reload(bool(order.get("force")))
 
-    def obey_grantee(self, control: Control, order: Mapping[str, Any], now: Now) -> dict[str, Any] | None:
+    def order_grantee(self, control: Control, order: Mapping[str, Any], now: Now) -> dict[str, Any] | None:
         """`ask`, `renew` and `release`."""
         what, name = str(order["do"]), str(order.get("grantor", ""))
         names = [name] if name else list(self.node.grantees)[: 1 if what == "ask" else None]
@@ -11517,9 +11519,9 @@ class Daemon(Installer):
         return None if what == "ask" else {}
 
     ORDERS: ClassVar[Mapping[str, Callable[[Daemon, Control, Mapping[str, Any], Now], dict[str, Any] | None]]] = {
-        "status": obey_status, "leases": obey_leases, "show": obey_show, "explain": obey_explain,
-        "revoke": obey_revoke, "reload": obey_reload,
-        "ask": obey_grantee, "renew": obey_grantee, "release": obey_grantee,
+        "status": order_status, "leases": order_leases, "show": order_show, "explain": order_explain,
+        "revoke": order_revoke, "reload": order_reload,
+        "ask": order_grantee, "renew": order_grantee, "release": order_grantee,
     }
 
 
@@ -11621,8 +11623,8 @@ def warnings(config: Config) -> Iterator[str]:
     yield from (f"warning: [pool {pool.name}] share: [ndp {ndp.dev}] does not answer for what a twin has leased"
                 for pool in config.pools for ndp in config.ndp if pool.has_twins and ndp.leased)
     yield from (f"note: {line}" for line in link_notes(config))
-    yield from (f"warning: {line}" for line in (*hindrances(config), *tunnel_hindrances(config),
-                                                *lan_hindrances(config)))
+    yield from (f"warning: {line}" for line in (*ndp_warnings(config), *tunnel_warnings(config),
+                                                *lan_warnings(config)))
     asked = {contact.name: [line.prefix.length for line in contact.lines] for contact in config.contacts}
     yield from (f"warning: [pool {pool.name}] give: [grantor {pool.follows.name}] is asked for nothing that is larger"
                 for pool in config.pools if pool.follows and pool.follows.kind == "grantor"
@@ -11739,7 +11741,7 @@ def ask_once(config: Config, contact: Contact, event: Event, wait_s: float) -> d
         timeout = max(0.0, min(until, node.deadline) - now.boot)
         readable = select.select(talker.sockets(), [], [], timeout)[0]
         now = clock_now()
-        effects = [effect for effects in talker.hear_all(readable, now) for effect in effects]
+        effects = [effect for effects in talker.receive_all(readable, now) for effect in effects]
     aim = grantee.aim()
     grantee.way = talker.kernel.way_to(aim) if aim is not None else None
     talker.close()
@@ -11986,7 +11988,7 @@ class Command(NamedTuple):
 
 COMMANDS: Final = {
     "run":       Command(run, "[-v]", "in the foreground, log to standard error (also without a command)"),
-    "check":     Command(check, "", "read the configuration, say what is wrong and where"),
+    "check":     Command(check, "", "read the configuration; say what is wrong, and where"),
     "genkey":    Command(genkey, "", "print a new private key"),
     "pubkey":    Command(pubkey, "< KEY", "print the public key of a private key"),
     "introduce": Command(introduce, "[--wg]", "print the section that the other side has to paste (or a [Peer])"),
@@ -11994,13 +11996,13 @@ COMMANDS: Final = {
                          "ask once, print what was granted, or give it back"),
     "status":    Command(status, "[--json]", "pools, leases, counters of the running daemon"),
     "show":      Command(show, "PEER|IF [--json]", "the looking glass: last ask and answer of one peer, and why"),
-    "explain":   Command(explain, "PEER ASK [--json]", "what would be answered, and which rule says so"),
-    "leases":    Command(leases, "[PEER|ADDRESS|PREFIX] [--json]", "what is given, and to whom"),
-    "revoke":    Command(revoke, "PEER [SLOT] [--undo]", "take a grantee's leases back"),
+    "explain":   Command(explain, "PEER ASK [--json]", "what an ask would be answered, and which rule decides"),
+    "leases":    Command(leases, "[PEER|ADDRESS|PREFIX] [--json]", "the leases granted, and to whom"),
+    "revoke":    Command(revoke, "PEER [SLOT] [--undo]", "revoke a grantee's leases"),
     "metrics":   Command(metrics, "[FILE]", "counters and pools for Prometheus"),
     "renew":     Command(renew, "[GRANTOR]", "ask again now"),
-    "release":   Command(release, "[GRANTOR] [--wait SECONDS]", "give leases back, be quiet until `renew`"),
-    "reload":    Command(reload, "[--force]", "read the configuration again, without losing a lease"),
+    "release":   Command(release, "[GRANTOR] [--wait SECONDS]", "release leases, stay quiet until `renew`"),
+    "reload":    Command(reload, "[--force]", "reread the configuration; leases stay"),
     "clean":     Command(clean, "", "without a daemon: remove all that ddpd made in the kernel"),
     "decode":    Command(decode_command, "HEX", "a datagram's parts, as far as they can be read"),
     "help":      Command(show_commands, "", "this list (also --help)"),

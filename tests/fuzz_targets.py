@@ -230,7 +230,7 @@ def pass_time(node: ddpd.Node, now: Now) -> None:
     for _ in range(60):
         if node.deadline > now.boot:
             return
-        node.woke(now)
+        node.on_timer(now)
     raise AssertionError(f"its deadline {node.deadline} stays before {now.boot}")
 
 
@@ -345,7 +345,7 @@ def hear_ask(data: bytes) -> None:
     boot = BOOT
     node = node_of(GRANTS, Now(boot, WALL))
     node.start(Now(boot, WALL))
-    node.saw_peers("wg0", ddpd.WgState(KEYS["exit"], 51820, {KEYS["carol"]: (ddpd.parse_prefix("10.9.0.40/30"),)}),
+    node.handle_peers("wg0", ddpd.WgState(KEYS["exit"], 51820, {KEYS["carol"]: (ddpd.parse_prefix("10.9.0.40/30"),)}),
                    Now(boot, WALL))
     peers = {name: Grantee(node, name) for name in ("alice", "bob", "carol")}
     for n, step in enumerate(steps_of(data), 1):
@@ -578,7 +578,7 @@ def hear_frame(data: bytes) -> None:
         how = step[0] if step else 0
         at += LATER[how >> 4 & 7]
         frame = step[1:] if how & 2 else frames.repaired(step[1:])
-        proxy.woke(at)
+        proxy.on_timer(at)
         ddpd.frame_shown(frame)
         if how & 1:
             with suppress(Drop):
@@ -689,7 +689,7 @@ def hear_netlink(data: bytes) -> None:
         node.start(now)
         node.linked(links, now)
         node.routed(dict.fromkeys(node.aims(), ddpd.Way(ddpd.Reach("", "eth0"), "::", True)),
-                    ddpd.gateways_of(replies, 221, names), stirred=True, now=now)
+                    ddpd.gateways_of(replies, 221, names), has_changed=True, now=now)
         ddpd.left_behind([], links, ())
         sound(node, now)
 
@@ -720,7 +720,7 @@ def hear_wg(data: bytes) -> None:
                 ddpd.allowed_of(allowed)
             boot += 4.0
             now = Now(boot, WALL + boot - BOOT)
-            node.saw_peers("wg0", tables.look("wg0", is_there=True), now)
+            node.handle_peers("wg0", tables.look("wg0", is_there=True), now)
             for name, peer in peers.items():
                 plain = stamped(ddpd.encode(replace(ASK, wants=ASK.wants[:2])), int(now.wall * 1e6))
                 with suppress(Drop):
@@ -745,7 +745,8 @@ def hear_door(data: bytes) -> None:
     now = Now(BOOT, WALL)
     node = node_of(GRANTS, now)
     node.start(now)
-    node.saw_peers("wg0", ddpd.WgState(KEYS["exit"], 51820, {KEYS["carol"]: (ddpd.parse_prefix("10.9.0.40/30"),)}), now)
+    foreign: dict[bytes, tuple[ddpd.Prefix, ...]] = {KEYS["carol"]: (ddpd.parse_prefix("10.9.0.40/30"),)}
+    node.handle_peers("wg0", ddpd.WgState(KEYS["exit"], 51820, foreign), now)
     peer = node.grantor.peer_of(KEYS["carol"])
     assert peer is not None
     heard = SimpleNamespace(sock=None, heard=b"", unsent=b"", ends=False, until=0.0)
@@ -791,7 +792,7 @@ class Silence:
         assert isinstance(forced, bool)
 
     def obey(self, control: ddpd.Control, order: Any, now: Now) -> Any:
-        return ddpd.Daemon.obey(cast(Any, self), control, order, now)
+        return ddpd.Daemon.handle_order(cast(Any, self), control, order, now)
 
 
 @target(control_seeds, ["\"do\"", "\"what\"", "\"rows\"", "\"slot\"", "\"wait\"", "\"undo\"", "\"ask\"", "\"grantor\"",
@@ -973,7 +974,7 @@ def used(config: ddpd.Config) -> None:
     node.linked(LINKS, now)
     node.start(now)
     for dev in list(node.grantor.guards.sights)[:2]:
-        node.saw_peers(dev, ddpd.WgState(KEYS["exit"], 51820, {KEYS["carol"]: ()}), now)
+        node.handle_peers(dev, ddpd.WgState(KEYS["exit"], 51820, {KEYS["carol"]: ()}), now)
     for n, key in enumerate(list(node.grantor.agreements)[:4]):
         peer = node.grantor.peer_of(key)
         assert peer is not None

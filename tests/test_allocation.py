@@ -304,7 +304,7 @@ def test_a_grantee_that_was_refused_comes_back_by_itself() -> None:
     refusal, = pair.leaf.grantees["h"].refused.values()
     assert refusal.reason == ddpd.Reason.FULL and refusal.again_s in (2600, 2601)
     waited = 0
-    while ddpd.Call("h") not in pair.leaf.woke(pair.now):
+    while ddpd.Call("h") not in pair.leaf.on_timer(pair.now):
         waited += 1
         pair.hub.later(1)
     assert refusal.again_s <= waited <= refusal.again_s * 1.2

@@ -268,7 +268,7 @@ def test_who_is_told_to_prove_itself_does_so_again_soon() -> None:
     pair.leaf.initiators["h"].session = None
     for _ in range(8):                                            # nothing arrives
         pair.hub.boot = pair.leaf.deadline
-        pair.leaf.woke(pair.now)
+        pair.leaf.on_timer(pair.now)
     assert pair.trip() == [ddpd.Call("h")]
     assert pair.leaf.deadline - pair.now.boot < OUT_S
 

@@ -761,14 +761,14 @@ def simulate(lie: Lie, hours: float) -> list[float]:
     node = ddpd.Node(ddpd.read_config(text, "simulated"), os.urandom(32), "boot", os.urandom)
     asked: list[float] = []
     now = ddpd.Now(1000.0, 1.7e9)
-    todo = [*node.start(now), *node.woke(now)]
+    todo = [*node.start(now), *node.on_timer(now)]
     while now.boot < 1000 + 3600 * hours and len(asked) < 100_000:
         while todo:
             todo += simulated(ddpd, node, todo.pop(0), now, liar, asked)
         assert node.deadline < now.boot + 2 * 3600, "it sleeps for ever"
         step = max(node.deadline, now.boot + 0.001) - now.boot
         now = ddpd.Now(now.boot + step, now.wall + step)
-        todo = list(node.woke(now))
+        todo = list(node.on_timer(now))
     return asked
 
 

@@ -85,7 +85,7 @@ def test_what_is_not_renewed_in_time_fades_once_and_is_told() -> None:
     home.answer("a", A)
     home.a.enter(State.REBINDING, float("inf"))
     assert home.a.deadline == pytest.approx(T0 + 59.99)                   # it wakes for that
-    effects = home.node.woke(at(T0 + 60))
+    effects = home.node.on_timer(at(T0 + 60))
     assert any(note.startswith("faded grantor=a slot=0") for note in notes(effects))
     assert ("a", "faded") in hooks(effects)
     assert home.a.deadline > T0 + 60                                      # ... once
@@ -158,7 +158,7 @@ def test_only_the_best_rank_that_lives_is_preferred() -> None:
     assert LAN_B in home.on_lan()                                         # valid, to take over
     home.a.enter(State.REBINDING, float("inf"))
     home.answer("b", B, A4, boot=T0 + 30)
-    effects = home.node.woke(at(T0 + 60))
+    effects = home.node.on_timer(at(T0 + 60))
     assert ("b", "ranked") in hooks(effects) and "ranked grantor=b IPv6=preferred" in notes(effects)
     assert home.preferred(T0 + 60) == ["10.1.7.1/24", LAN_B]
     home.answer("a", A, boot=T0 + 61)
@@ -220,7 +220,7 @@ def test_default_auto_is_the_way_of_the_asks(name: str, found: ddpd.Way, gates: 
                                              six: str) -> None:
     home = Home("default = auto", "default = auto")
     home.answer(name, A, A4)
-    home.node.routed({("grantor", name): found}, gates, stirred=False, now=at(T0))
+    home.node.routed({("grantor", name): found}, gates, has_changed=False, now=at(T0))
     routes = {thing.prefix.version: ddpd.thing_reach(thing.reach) for thing in home.node.wanted.things.values()
               if isinstance(thing, ddpd.Route) and thing.table != ddpd.MAIN}
     assert routes == {version: reach for version, reach in ((4, four), (6, six)) if reach}
@@ -231,19 +231,19 @@ def test_default_auto_is_the_way_of_the_asks(name: str, found: ddpd.Way, gates: 
 def test_a_way_that_is_lost_leaves_the_default_route_as_it_was() -> None:
     home = Home("default = auto")
     home.answer("a", A)
-    home.node.routed({("grantor", "a"): way(via="fe80::1")}, (), stirred=False, now=at(T0))
+    home.node.routed({("grantor", "a"): way(via="fe80::1")}, (), has_changed=False, now=at(T0))
     before = dict(home.node.wanted.things)
-    home.node.routed({("grantor", "a"): None}, (), stirred=True, now=at(T0))
+    home.node.routed({("grantor", "a"): None}, (), has_changed=True, now=at(T0))
     assert home.node.wanted.things == before
 
 
 def test_what_was_known_of_the_other_family_stays_on_its_interface() -> None:
     """The IPv6 router is gone for a moment: what comes from the prefix must not leave by another exit."""
     home = Home(b="default = auto")
-    home.node.routed({("grantor", "b"): way()}, GATES, stirred=False, now=at(T0))
-    home.node.routed({("grantor", "b"): way()}, (), stirred=True, now=at(T0))
+    home.node.routed({("grantor", "b"): way()}, GATES, has_changed=False, now=at(T0))
+    home.node.routed({("grantor", "b"): way()}, (), has_changed=True, now=at(T0))
     assert home.b.reaches == {4: ddpd.Reach("192.0.2.1", "up"), 6: ddpd.Reach("fe80::9", "up")}
-    home.node.routed({("grantor", "b"): way("br-lan")}, (), stirred=True, now=at(T0))
+    home.node.routed({("grantor", "b"): way("br-lan")}, (), has_changed=True, now=at(T0))
     assert home.b.reaches == {4: ddpd.Reach("192.0.2.1", "br-lan")}
 
 
@@ -291,9 +291,9 @@ def test_redistribute_is_a_route_by_source_and_the_mtu_is_that_of_the_way(more: 
 def test_who_is_reached_otherwise_is_asked_at_once(state: State, before: ddpd.Way | None, after: ddpd.Way | None,
                                                    asks: bool) -> None:
     home = Home()
-    home.node.routed({("grantor", "a"): before}, (), stirred=False, now=at(T0))
+    home.node.routed({("grantor", "a"): before}, (), has_changed=False, now=at(T0))
     home.a.enter(state, T0 + 500)
-    effects = home.node.routed({("grantor", "a"): after}, (), stirred=True, now=at(T0 + 1))
+    effects = home.node.routed({("grantor", "a"): after}, (), has_changed=True, now=at(T0 + 1))
     assert (ddpd.Call("a") in effects) == asks
     assert (home.a.timer < T0 + 4) == asks                 # and patiently from the start again
 
@@ -301,9 +301,9 @@ def test_who_is_reached_otherwise_is_asked_at_once(state: State, before: ddpd.Wa
 def test_a_change_is_not_lost_because_somebody_looked_before_it_was_told() -> None:
     """Looked at because another grantor is asked elsewhere; that the network has changed is heard a moment later."""
     home = Home()
-    home.node.routed({("grantor", "a"): way()}, (), stirred=False, now=at(T0))
-    assert ddpd.Call("a") not in home.node.routed({("grantor", "a"): way("tun0")}, (), stirred=False, now=at(T0))
-    assert ddpd.Call("a") in home.node.routed({("grantor", "a"): way("tun0")}, (), stirred=True, now=at(T0))
+    home.node.routed({("grantor", "a"): way()}, (), has_changed=False, now=at(T0))
+    assert ddpd.Call("a") not in home.node.routed({("grantor", "a"): way("tun0")}, (), has_changed=False, now=at(T0))
+    assert ddpd.Call("a") in home.node.routed({("grantor", "a"): way("tun0")}, (), has_changed=True, now=at(T0))
     assert home.a.way == way("tun0", source=OWN)
 
 
@@ -311,7 +311,7 @@ def test_who_gave_everything_back_is_left_in_peace() -> None:
     home = Home()
     home.a.step(Event.RELEASE, at(T0))
     home.a.enter(State.RELEASED, float("inf"))
-    assert ddpd.Call("a") not in home.node.routed({("grantor", "a"): way()}, (), stirred=True, now=at(T0))
+    assert ddpd.Call("a") not in home.node.routed({("grantor", "a"): way()}, (), has_changed=True, now=at(T0))
 
 
 def test_a_default_router_that_goes_is_asked_no_more() -> None:
@@ -322,7 +322,7 @@ def test_a_default_router_that_goes_is_asked_no_more() -> None:
     node.resolved("a", "gateway", (), at(T0))
     assert node.grantees["a"].place() is None
     for gate, host in zip(GATES, ("::ffff:192.0.2.254", "fe80::9"), strict=True):
-        effects = node.routed({}, (gate,), stirred=True, now=at(T0 + 1))
+        effects = node.routed({}, (gate,), has_changed=True, now=at(T0 + 1))
         place = node.grantees["a"].place()
         assert place is not None and place.host == host and ddpd.Call("a") in effects
     assert home.node.gateways == ()

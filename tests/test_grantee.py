@@ -57,9 +57,9 @@ def in_state(state: State) -> Leaf:
     if state in (State.BOUND, State.RENEWING, State.REBINDING):
         leaf.answer(grant())
     if state in (State.RENEWING, State.REBINDING):
-        leaf.grantee.woke(at(leaf.grantee.timer))
+        leaf.grantee.on_timer(at(leaf.grantee.timer))
     if state is State.REBINDING:
-        leaf.grantee.woke(at(leaf.grantee.t2_at + 1))
+        leaf.grantee.on_timer(at(leaf.grantee.t2_at + 1))
     if state is State.RELEASED:
         leaf.answer(grant())
         leaf.grantee.step(Event.RELEASE, at(T0))
@@ -145,7 +145,7 @@ def test_keepalive() -> None:
 def asks_at(leaf: Leaf, until: float) -> list[float]:
     found = []
     while (moment := leaf.grantee.deadline) < until:
-        if ddpd.Call("h") in leaf.grantee.woke(at(moment)):
+        if ddpd.Call("h") in leaf.grantee.on_timer(at(moment)):
             found.append(moment)
     return found
 
@@ -165,7 +165,7 @@ def test_every_address_in_turn_after_t2_only() -> None:
     leaf = in_state(State.RENEWING)
     places = []
     for _ in range(40):
-        leaf.grantee.woke(at(leaf.grantee.deadline))
+        leaf.grantee.on_timer(at(leaf.grantee.deadline))
         place = leaf.grantee.place()
         assert place is not None
         places.append((leaf.grantee.state, place.host))
@@ -181,7 +181,7 @@ def test_after_a_start_another_address_is_asked_within_a_minute() -> None:
     assert leaf.grantee.state is State.RENEWING and leaf.held() == {str(P1): True}
     hosts = set()
     while leaf.grantee.deadline < T0 + 60:
-        leaf.grantee.woke(at(leaf.grantee.deadline))
+        leaf.grantee.on_timer(at(leaf.grantee.deadline))
         place = leaf.grantee.place()
         assert place is not None
         hosts.add(place.host)
@@ -233,7 +233,7 @@ def test_a_removed_line_lingers_deprecated_and_is_given_back_when_it_is_over() -
     assert [held.valid_until for held in leaf.grantee.held if held.slot == 1] == [T0 + ddpd.LINGER_S]
     leaf.answer(grant(valid=90_000), boot=T0 + ddpd.LINGER_S - 1)
     assert leaf.ask().releases == ()
-    leaf.grantee.woke(at(T0 + ddpd.LINGER_S))
+    leaf.grantee.on_timer(at(T0 + ddpd.LINGER_S))
     assert leaf.ask().releases == (1,) and leaf.held() == {str(P1): True}
     assert leaf.grantee.deadline <= T0 + ddpd.LINGER_S + 2        # and that is told soon
 
@@ -281,11 +281,11 @@ def test_what_is_not_taken_is_given_back_and_asked_for_again_later_and_later() -
         boot = leaf.grantee.timer
         ask = leaf.grantee.ask(1, b"run-----", P1)
         assert (ask.wants, ask.releases) == ((), (0,))
-        leaf.grantee.woke(at(boot))
+        leaf.grantee.on_timer(at(boot))
         leaf.grantee.answered(ask, ddpd.Answer(stamp=1, status=0, version=1), boot, at(boot), lambda _: "")
         gaps.append(round(leaf.grantee.timer - boot + ddpd.GIVE_BACK_S))
         boot = leaf.grantee.timer
-        leaf.grantee.woke(at(boot))
+        leaf.grantee.on_timer(at(boot))
         assert [want.slot for want in leaf.grantee.ask(1, b"run-----", P1).wants] == [0]
     assert gaps == [60, 120, 240, 480, 960, 1920, 3600, 3600]
     leaf.answer(grant(), boot=boot)
@@ -295,9 +295,9 @@ def test_what_is_not_taken_is_given_back_and_asked_for_again_later_and_later() -
 def test_a_renewal_does_not_ask_for_what_was_not_taken_before_its_time() -> None:
     leaf = Leaf("::/56\n  ::/60")
     leaf.answer(grant(), grant(1, ddpd.parse_prefix("2001:db8:9::/64")), times=(3, 60))
-    leaf.grantee.woke(at(leaf.grantee.timer))                    # given back
+    leaf.grantee.on_timer(at(leaf.grantee.timer))                    # given back
     leaf.answer(grant(), boot=T0 + 2.5, times=(3, 60))
-    leaf.grantee.woke(at(leaf.grantee.t1_at))
+    leaf.grantee.on_timer(at(leaf.grantee.t1_at))
     assert [want.slot for want in leaf.grantee.ask(1, b"run-----", P1).wants] == [0]
     leaf.grantee.step(Event.RENEW, at(T0 + 6))
     assert [want.slot for want in leaf.grantee.ask(1, b"run-----", P1).wants] == [0, 1]
@@ -443,7 +443,7 @@ def test_a_refused_lease_that_runs_out_is_sought_again() -> None:
     leaf = Leaf()
     leaf.answer(grant(valid=100, preferred=50))
     leaf.answer(refusals=(ddpd.Refusal(0, ddpd.Reason.FULL, 3600, ""),))
-    leaf.grantee.woke(at(T0 + 101))
+    leaf.grantee.on_timer(at(T0 + 101))
     assert leaf.held() == {} and leaf.grantee.state is State.SEEKING
 
 
@@ -515,7 +515,7 @@ def test_renewals_are_not_written_until_a_quarter_has_passed() -> None:
 def test_what_is_over_is_struck_out() -> None:
     leaf = Leaf()
     leaf.answer(grant(valid=100, preferred=50))
-    leaf.grantee.woke(at(T0 + 100))
+    leaf.grantee.on_timer(at(T0 + 100))
     records = leaf.node.wanted.records
     assert [(key[-1], record) for key, record in records.items() if key[0] == "held"] == [(str(P1), None)]
 

@@ -69,7 +69,7 @@ class Hub:
 
     def later(self, s: float) -> None:
         self.boot, self.wall = self.boot + s, self.wall + s
-        self.effects = self.node.woke(self.now)
+        self.effects = self.node.on_timer(self.now)
 
     def configure(self, text: str, who: Iterable[str] = KEYS, more: str | None = None) -> list[ddpd.Effect]:
         self.text = text + "".join(grantee(name, self.more if more is None else more) for name in who)
@@ -717,7 +717,7 @@ def test_a_lease_for_ever_that_is_renewed_every_hour() -> None:
         leaf = pair.leaf.grantees["h"]
         assert (leaf.state, leaf.timer, leaf.deadline) == (ddpd.State.BOUND, pair.now.boot + 3600, leaf.timer)
         pair.hub.later(3600)
-        assert ddpd.Call("h") in pair.leaf.woke(pair.now)
+        assert ddpd.Call("h") in pair.leaf.on_timer(pair.now)
         pair.trip()
 
 

@@ -248,7 +248,7 @@ def test_a_damaged_copy_of_a_good_line_does_not_end_the_lease() -> None:
     lease = next(lease for lease in fresh.grantor.peers[ALICE].leases if lease.prefix == prefix)
     lease.valid_until = NOW.boot + 10**9                          # alice goes on renewing
     for later in (3601, 40 * 86400):
-        fresh.woke(ddpd.Now(NOW.boot + later, NOW.wall))
+        fresh.on_timer(ddpd.Now(NOW.boot + later, NOW.wall))
         assert not fresh.grantor.stock.is_free(prefix)
 
 
@@ -307,7 +307,7 @@ def test_after_two_crashes_what_is_known_to_have_passed_counts_and_no_more() -> 
     assert restored(old, run(False, at=NOW.boot - 100, boot="another")) == [3600]
     fresh, later = node(), NOW._replace(boot=NOW.boot + 3700)
     fresh.restore([run(False, at=NOW.boot), old], later)
-    fresh.woke(later)
+    fresh.on_timer(later)
     assert fresh.grantor.peers[ALICE].living() == []
 
 
@@ -317,7 +317,7 @@ def test_a_crash_loop_ends_no_lease() -> None:
         now = NOW._replace(boot=NOW.boot + 60 * n)
         made = node()
         made.restore(records, now)
-        made.woke(now)
+        made.on_timer(now)
         assert [lease.prefix for lease in made.grantor.peers[ALICE].living()], n
         records = list(made.records(False, now))
 

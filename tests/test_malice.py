@@ -113,7 +113,7 @@ def at_full_speed(trick: Callable[[int, random.Random], Asked]) -> tuple[Hub, Ca
         peer.stamp = hub.stamp
         caused.perform(effects)
         if hub.node.deadline <= hub.boot:
-            caused.perform(hub.node.woke(hub.now))
+            caused.perform(hub.node.on_timer(hub.now))
         if n % ASKS_A_S == 0:
             assert hub.get("bob", want(0)), "somebody else has to wait"
             caused.perform(hub.effects)
@@ -253,7 +253,7 @@ class Liar:
         for _ in range(4 * LONG_S):
             self.hub.boot += 0.25
             if self.leaf.deadline <= self.hub.boot:
-                self.perform(self.leaf.woke(self.hub.now))
+                self.perform(self.leaf.on_timer(self.hub.now))
             if nudge := self.nudge():
                 self.perform(self.told(nudge))
         return self.caused

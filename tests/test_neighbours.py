@@ -555,7 +555,7 @@ def do(node: ddpd.Node, *found: object) -> None:
 
 def silence(proxy: ddpd.Proxy, at: float) -> list[Probe | Wire]:
     """What is done, from then on, about who does not answer."""
-    return [found for n in range(10) for found in proxy.woke(at + n * ddpd.PROBE_S)]
+    return [found for n in range(10) for found in proxy.on_timer(at + n * ddpd.PROBE_S)]
 
 
 def test_a_route_to_what_answers_is_made_looked_after_and_taken_away() -> None:
@@ -563,12 +563,12 @@ def test_a_route_to_what_answers_is_made_looked_after_and_taken_away() -> None:
     proxy, late = node.proxies["eth0"], ddpd.WIRED_S
     assert proxy.deadline == inf and fate(proxy, solicitation(I)) == Probe("br0", packed(I))
     _, wire = proxy.answered_inside(inside(), "br0", 0.0)
-    assert wire == Wire(packed(I), "br0") and proxy.deadline == late and proxy.woke(late - 1) == []
+    assert wire == Wire(packed(I), "br0") and proxy.deadline == late and proxy.on_timer(late - 1) == []
     do(node, wire)
     assert wired(node) == {I: "br0"}
-    assert proxy.woke(late) == [Probe("br0", packed(I))] and proxy.woke(late + 0.5) == []
+    assert proxy.on_timer(late) == [Probe("br0", packed(I))] and proxy.on_timer(late + 0.5) == []
     do(node, proxy.answered_inside(inside(), "br0", late + 0.5)[1])
-    assert proxy.woke(late + 2) == [] and wired(node) == {I: "br0"}
+    assert proxy.on_timer(late + 2) == [] and wired(node) == {I: "br0"}
     found = silence(proxy, 2 * late + 1)
     assert found == [Probe("br0", packed(I))] * ddpd.PROBES + [Wire(packed(I), "")] and proxy.deadline == inf
     do(node, *found)

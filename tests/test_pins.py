@@ -116,9 +116,9 @@ KEPT = {"2001:db8:42:100::/56": "alice", "2001:db8:42:200::/56": "bob"}
     ("alice,,2001:db8:42:300::",            "'2001:db8:42:300::' is no prefix (no length)"),
     ("alice,,2001:db8:42:301::/56",         "2001:db8:42:301::/56 has host bits set "
                                             "(the prefix is 2001:db8:42:300::/56)"),
-    ("alice,,2001:db8:42:300::/129",        "/129 is no length of IPv6 (0 to 128)"),
-    ("alice,,2001:db8:42:300::/x",          "/x is no length of IPv6 (0 to 128)"),
-    ("alice,,10.0.0.0/33",                  "/33 is no length of IPv4 (0 to 32)"),
+    ("alice,,2001:db8:42:300::/129",        "/129 is not a valid IPv6 prefix length (0 to 128)"),
+    ("alice,,2001:db8:42:300::/x",          "/x is not a valid IPv6 prefix length (0 to 128)"),
+    ("alice,,10.0.0.0/33",                  "/33 is not a valid IPv4 prefix length (0 to 32)"),
     ("alice,,2000::/15",                    "2000::/15 is too large, or nobody's to give"),
     ("alice,,::/0",                         "::/0 is too large, or nobody's to give"),
     ("alice,,0.0.0.0/0",                    "0.0.0.0/0 is too large, or nobody's to give"),

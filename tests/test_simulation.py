@@ -245,7 +245,7 @@ class Host:
             self.rewrite(clean=False)
         if self.node.deadline <= self.now.boot:
             self.busy[int(self.world.t)] += 1
-            self.perform(self.node.woke(self.now))
+            self.perform(self.node.on_timer(self.now))
             assert self.node.deadline > self.now.boot, f"{self.name}: the deadline does not move"
         self.due = self.world_time(min(self.node.deadline, self.disk.retry_at))
 

@@ -205,7 +205,7 @@ class Home:
             if place is not None:
                 offer = offered(ddpd.parse_host(place.host), WAN, list(owns))
                 ways[aim] = ddpd.Way(ddpd.Reach("fe80::9", "wan"), offer, True)
-        return [*effects, *self.node.routed(ways, (), stirred=True, now=at(boot))]
+        return [*effects, *self.node.routed(ways, (), has_changed=True, now=at(boot))]
 
     @property
     def source(self) -> str:

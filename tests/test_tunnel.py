@@ -61,7 +61,7 @@ def test_nothing_leased_no_tunnel() -> None:
     assert wanted(found) is None
     found.answer(grant(), **TOLD)
     found.answer(grant(valid=0, current=False), **TOLD)
-    found.grantee.woke(at(T0 + 1))
+    found.grantee.on_timer(at(T0 + 1))
     found.node.want_grantees()
     assert wanted(found) is None
 
@@ -123,7 +123,7 @@ def test_an_endpoint_with_a_name() -> None:
     assert wanted(found) == MADE._replace(endpoint="[2001:db8:77::7]:4500")
     found.node.resolved("h", "vpn.example.net", (), at(T0))
     assert wanted(found) == MADE._replace(endpoint="[2001:db8:77::7]:4500"), "nobody knows it now"
-    assert "vpn.example.net" in looked_up(found.grantee.woke(at(T0 + 3000)))
+    assert "vpn.example.net" in looked_up(found.grantee.on_timer(at(T0 + 3000)))
     assert all(place.host != "2001:db8:77::7" for place in found.grantee.places()), "it is not where asks go"
 
 
@@ -133,7 +133,7 @@ def test_an_endpoint_that_no_name_server_knows_yet() -> None:
     found.answer(grant(), **told)
     found.node.resolved("h", "vpn.example.net", (), at(T0))
     assert found.grantee.deadline <= T0 + 60
-    assert [looked_up(found.grantee.woke(at(T0 + after_s))) for after_s in (59, 60, 61, 120)] == \
+    assert [looked_up(found.grantee.on_timer(at(T0 + after_s))) for after_s in (59, 60, 61, 120)] == \
         [[], ["vpn.example.net"], [], ["vpn.example.net"]]
     found.node.resolved("h", "vpn.example.net", (Path("2001:db8:77::7", 0),), at(T0 + 61))
     assert wanted(found) == MADE._replace(endpoint="[2001:db8:77::7]:4500")

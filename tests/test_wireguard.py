@@ -86,7 +86,7 @@ class World:
         effects: list[ddpd.Effect] = []
         for _ in range(times):
             self.boot += ddpd.PEERS_S
-            effects += self.node.saw_peers("wg0", self.state(), self.now)
+            effects += self.node.handle_peers("wg0", self.state(), self.now)
             lost = {key for key, thing in self.installed.items() if not self.has(thing)}
             self.installed = {key: thing for key, thing in self.installed.items() if key not in lost}
             self.node.wanted.changed |= lost
@@ -134,7 +134,7 @@ class World:
     def later(self, s: float) -> None:
         self.boot += s
         while self.node.deadline <= self.boot:
-            self.node.woke(self.now)
+            self.node.on_timer(self.now)
         self.perform()
 
     def living(self) -> dict[Prefix, bytes]:
@@ -374,7 +374,7 @@ def test_who_is_written_anew_step_by_step_has_lost_nothing() -> None:
     [six] = world.get(A, "::/56")
     del world.table[A]
     for _ in range(9):
-        world.node.saw_peers("wg0", world.state(), world.now)
+        world.node.handle_peers("wg0", world.state(), world.now)
         world.boot += 0.2
     world.table[A] = []
     world.look(2)
@@ -390,7 +390,7 @@ def test_who_has_gone_is_missed_whatever_happens_between(between: str) -> None:
     if between == "reload":
         world.node.reconfigure(ddpd.read_config(world.text, "t"), world.now)
     else:
-        world.node.saw_peers("wg0", None, world.now)
+        world.node.handle_peers("wg0", None, world.now)
     world.look(2)
     assert not world.living()
 
@@ -401,7 +401,7 @@ def test_while_the_interface_is_away_leases_are_renewed_as_they_were() -> None:
     world.say(B, [parse_prefix("10.9.0.1"), parse_prefix("10.9.0.2")])
     world.look()
     [six] = world.get(A, "::/56")
-    world.node.saw_peers("wg0", None, world.now)
+    world.node.handle_peers("wg0", None, world.now)
     assert world.get(A, "::/56") == [six] and not world.get(A, "::/56", "0.0.0.0/32")[1:]
     [lease] = [lease for lease in world.node.grantor.stock.leased.values() if lease.living]
     assert lease.reach == ddpd.Reach("", "wg0")
@@ -425,7 +425,7 @@ def test_who_has_a_tunnel_is_told_that_it_is_another_one() -> None:
     world.node.reconfigure(ddpd.read_config(world.text + "allowed = fd00::/8\n", "t"), world.now)
     world.look()
     assert was_nudged(world, A)
-    world.node.saw_peers("wg0", world.state()._replace(port=4567), world.now)
+    world.node.handle_peers("wg0", world.state()._replace(port=4567), world.now)
     assert was_nudged(world, A) and world.ask(A, "::/56").wg_endpoint == ":4567"
 
 
@@ -520,7 +520,7 @@ def test_what_the_status_shows() -> None:
         "added_peers": 1, "allowed_ips": 3, "leased_ips": 2, "made": False}]
     rows = [" ".join(line.split()) for line in ddpd.status_text(said, colours=False).splitlines()]
     assert "wireguard wg0 there 51820 2 1 3 2" in rows
-    world.node.saw_peers("wg0", None, world.now)
+    world.node.handle_peers("wg0", None, world.now)
     assert "wireguard wg0  not there" in ddpd.status_text(ddpd.status_of(world.node, world.now, 9), colours=False)
 
 
@@ -597,7 +597,7 @@ class Operators(RuleBasedStateMachine):
 
     @rule()
     def go_away_and_come_back(self) -> None:
-        self.world.node.saw_peers("wg0", None, self.world.now)
+        self.world.node.handle_peers("wg0", None, self.world.now)
         self.world.look()
 
     @rule()

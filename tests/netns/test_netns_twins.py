@@ -121,7 +121,7 @@ class Grantee:
     def wake(self) -> None:
         now = ddpd.clock_now()
         if self.node.deadline <= now.boot:
-            self.perform(self.node.woke(now))
+            self.perform(self.node.on_timer(now))
 
     def living(self) -> set[str]:
         now = ddpd.clock_now()
