@@ -117,94 +117,94 @@ FIRST_ASK:      Final = 512            # bytes of the first ask, padded
 ASK_STEP:       Final = 128            # later asks are a multiple of this many bytes
 MAX_TEXT:       Final = 200            # printable ASCII letters of a text
 MAX_SLOTS:      Final = 16             # slots in one ask, `ask` lines towards one grantor
-MAX_PENDING:    Final = 4              # unanswered handshakes kept by a grantee; pending sessions a peer
+MAX_PENDING:    Final = 4              # unanswered handshakes that a grantee keeps; pending sessions per peer
 PROOF_S:        Final = 10.0           # seconds for an ask that was answered STALE to come sealed, if others wait
-MAX_SESSIONS:   Final = 250_000        # sessions of a grantor in all
+MAX_SESSIONS:   Final = 250_000        # sessions of a grantor
 SESSION_S:      Final = 23 * 3600      # seconds until a session is forgotten
-COOKIE_S:       Final = 120            # seconds that a cookie's secret, and a cookie, is used
-MAX_LINE:       Final = 4096           # bytes of a line in the log: so much a pipe takes at once
+COOKIE_S:       Final = 120            # seconds for which a cookie, and the secret behind it, is valid
+MAX_LINE:       Final = 4096           # bytes of a log line: what a pipe takes at once
 LATE_S:         Final = 120            # seconds after which an answer is too late
-MAX_AGAIN_S:    Final = 86_400         # seconds after which a refused slot is asked for again, whatever a grantor says
-GIVE_BACK_S:    Final = 2.0            # seconds until a grant that is not taken is given back
-SAME_PORT_ASKS: Final = 4              # unanswered asks in a row from one UDP port, then another is taken
-NAMES_S:        Final = 60             # seconds between two look-ups of a grantor's name, while it answers
+MAX_AGAIN_S:    Final = 86_400         # longest time, in seconds, until a refused slot is asked for again
+GIVE_BACK_S:    Final = 2.0            # seconds until a grant that was not accepted is given back
+SAME_PORT_ASKS: Final = 4              # unanswered asks in a row before another UDP port is used
+NAMES_S:        Final = 60             # seconds between two lookups of a grantor's name while it answers
 SOURCE_ASKS:    Final = 20             # handshakes a second from one IPv4 address or IPv6 /64, under load
 STALE_GAP_S:    Final = 1.0            # seconds between two STALE answers to one peer at one source
-REACH_GAP_S:    Final = 3.0            # seconds between two changes of how a grantee is reached
-MAX_FORMER:     Final = 4              # ended leases held back for one grantee, beside the last one of each slot
-MAX_DEPRECATED: Final = 4              # deprecated leases kept for one grantee
-NUDGES:         Final = 8              # nudges without an answer, 1 s doubling
-NUDGE_GAP_S:    Final = 0.5            # seconds between two nudges that a grantee obeys
-NUDGES_A_S:     Final = 200            # nudges a second in all
-BATCH:          Final = 64             # datagrams taken from one socket before answers are sent
-SLOTS_AT_ONCE:  Final = 64             # ... and slots of one grantee that are decided of them
-PROVISIONAL_S:  Final = 600            # seconds that an unconfirmed lease of another boot is used
-SHOW_S:         Final = 1.2            # seconds for which one that is deprecated then is shown as preferred ...
-SHOWN_S:        Final = 60             # ... again and again, at doubling intervals, for so long
-DHCP_S:         Final = 300            # seconds of a DHCPv4 lease on a LAN
-MAX_LOST:       Final = 64             # lost subnets that radvd is told of
+REACH_GAP_S:    Final = 3.0            # shortest time, in seconds, between two changes of the route to a grantee
+MAX_FORMER:     Final = 4              # ended leases held back per grantee, beside the last one of each slot
+MAX_DEPRECATED: Final = 4              # deprecated leases kept per grantee
+NUDGES:         Final = 8              # nudges sent without an answer, at intervals that double from 1 s
+NUDGE_GAP_S:    Final = 0.5            # shortest time, in seconds, between two nudges that a grantee acts on
+NUDGES_A_S:     Final = 200            # nudges sent per second
+BATCH:          Final = 64             # datagrams read from one socket before answers are sent
+SLOTS_AT_ONCE:  Final = 64             # slots of one grantee decided in one such batch
+PROVISIONAL_S:  Final = 600            # seconds for which an unconfirmed lease from before a reboot is used
+SHOW_S:         Final = 1.2            # seconds for which a prefix lost in a reboot is shown as preferred
+SHOWN_S:        Final = 60             # seconds during which that is repeated, at intervals that double
+DHCP_S:         Final = 300            # lifetime, in seconds, of a DHCPv4 lease on a LAN
+MAX_LOST:       Final = 64             # lost subnets announced through radvd
 LINGER_S:       Final = 7200           # seconds that a lost prefix stays valid (RFC 9096)
 CHILD_S:        Final = 5              # seconds that a command may run
 HOOK_S:         Final = 30             # seconds that a hook may run
-STOP_S:         Final = 2              # ... that those have that are told of the end
-RELEASE_S:      Final = 1.5            # ... until what is given back at the end is forgotten unanswered (netifd: 5)
-RELEASE_UNKNOWN_S: Final = 0.3         # ... the same, where nobody has ever answered, or cannot be asked
-STATUS_S:       Final = 5              # between two status files
-RETRY_STATUS_S: Final = 60             # ... after one that could not be written
-MAX_CONTROLS:   Final = 16             # control connections at once
-CONTROL_S:      Final = 10             # seconds for a control connection to ask and to read
-MAX_CONTROL:    Final = 65_536         # bytes of a control message towards the daemon
+STOP_S:         Final = 2              # seconds that hooks may run when ddpd exits
+RELEASE_S:      Final = 1.5            # seconds to wait at exit for the answer to a release (netifd kills after 5)
+RELEASE_UNKNOWN_S: Final = 0.3         # the same for a grantor that never answered, or cannot be asked
+STATUS_S:       Final = 5              # seconds between two status files
+RETRY_STATUS_S: Final = 60             # seconds until a status file that could not be written is tried again
+MAX_CONTROLS:   Final = 16             # simultaneous control connections
+CONTROL_S:      Final = 10             # seconds for a control connection to ask, and to read its answer
+MAX_CONTROL:    Final = 65_536         # bytes of a control message to the daemon
 MAX_SHOWN:      Final = 2_000          # leases in one `status` (`leases` shows all)
-FILE_ROWS:      Final = 500            # ... in a status file
-REVIEW_BATCH:        Final = 500            # leases that end, or are reviewed, before asks are heard again
-PIN_BATCH:      Final = 1000           # pins that change one by one; more: the pools are built anew
-REVOKED_S:      Final = 60             # seconds until who was revoked something may have something else
-FADED_S:        Final = 60             # T1 of leases of which nothing is preferred: the grantor's own is silent
-SLOW_LINKS_S:   Final = 0.02           # seconds for a look at the links: where it takes longer, they are looked at less
-HANDLER_S:      Final = 1.0            # seconds that a handler of the site may take
-SLOW_S:         Final = 0.05           # ... and after which its slowness is logged
-MAX_UNWRITTEN:  Final = 10_000         # lines that wait for an accounting log that cannot be written
-MAX_UNKNOWN:    Final = 10             # ids of pins that nobody has, of those that `check` names
-MAX_OWN:        Final = 262_144        # bytes of a grantee's file, of the handlers, of a line of pins
-PINS_KEPT:      Final = 0.7            # part of the pins that a reload has to keep, unless forced
-RETRY_INSTALL_S: Final = 30            # seconds between two tries to install what the kernel refused
-ROUTES_S:       Final = 0.2            # seconds until what has happened to routes is looked at, as one
-REPAIRS:        Final = 10             # of what others remove, at once; then one a second
-MAX_ANSWERS:    Final = 1024           # advertisements kept ready for a solicitation that comes again
-MAX_ALIKE:      Final = 64             # askers of whom that is known which is the same in all their solicitations
-MAX_INSIDE:     Final = 1024           # neighbours inside that are known, and routes made to them, an interface
-MAX_PROBES:     Final = 1250           # ... and unanswered questions for them
-PROBES_A_S:     Final = 1000           # ... and questions a second, and as many for who has answered before
-BURST_S:        Final = 0.25           # ... and so much of a second's at once
-PROBE_S:        Final = 1.0            # seconds in which a neighbour inside has to answer
-PROBES:         Final = 3              # ... before a route to it is taken away
-NEIGHBOURS_S:   Final = 10             # seconds between two looks at the kernel's proxy neighbours, if some are ours
-MAX_ASKERS:     Final = 4              # who are told of one neighbour at once
-WIRED_S:        Final = 600            # seconds until a route to a neighbour inside is looked after
-FILTERED:       Final = 24             # leases that the kernel's filter knows one by one; more: their pools
-MAX_PROGRAM:    Final = 240            # ... and instructions with which it does (old kernels have 20 KB for two such)
-WAY_S:          Final = 1.0            # seconds in which a route may end, or its next hop change, without news of it
-MAX_CELLS:      Final = 4096           # routes among which `auto` finds out which addresses go the same way
-DRAIN:          Final = 256            # frames taken from one interface before others are served
-PEERS_S:        Final = 3.0            # seconds between two looks at WireGuard's peers; who is missed so long has gone
-PEERS_GAP_S:    Final = 1.0            # ... at least, though strangers ask who may be new ones
+FILE_ROWS:      Final = 500            # leases in a status file
+REVIEW_BATCH:   Final = 500            # leases that expire, or are reviewed, before asks are handled again
+PIN_BATCH:      Final = 1000           # changed pins applied one by one; beyond that the pools are rebuilt
+REVOKED_S:      Final = 60             # seconds after a revocation until the grantee may get something else
+FADED_S:        Final = 60             # T1, in seconds, of leases whose pool is deprecated
+SLOW_LINKS_S:   Final = 0.02           # seconds that reading the links may take before it is done less often
+HANDLER_S:      Final = 1.0            # seconds that a site handler may take
+SLOW_S:         Final = 0.05           # seconds after which a site handler is logged as slow
+MAX_UNWRITTEN:  Final = 10_000         # lines kept for an accounting log that cannot be written
+MAX_UNKNOWN:    Final = 10             # unknown ids of pins that `check` lists
+MAX_OWN:        Final = 262_144        # bytes of a grantee's file, a handlers file, or a line of pins
+PINS_KEPT:      Final = 0.7            # share of the pins that a reload must keep, unless forced
+RETRY_INSTALL_S: Final = 30            # seconds until what the kernel refused is tried again
+ROUTES_S:       Final = 0.2            # seconds over which changes of routes are collected
+REPAIRS:        Final = 10             # repairs at once of what others removed; then one per second
+MAX_ANSWERS:    Final = 1024           # advertisements cached for repeated solicitations
+MAX_ALIKE:      Final = 64             # solicitors whose constant bytes are cached
+MAX_INSIDE:     Final = 1024           # known neighbours inside, and routes to them, per interface
+MAX_PROBES:     Final = 1250           # unanswered solicitations sent inside, per interface
+PROBES_A_S:     Final = 1000           # solicitations sent inside per second; as many again for known neighbours
+BURST_S:        Final = 0.25           # burst of those, in seconds' worth
+PROBE_S:        Final = 1.0            # seconds for a neighbour inside to answer
+PROBES:         Final = 3              # unanswered solicitations after which a route to a neighbour is removed
+NEIGHBOURS_S:   Final = 10             # seconds between two checks of the kernel's proxy neighbours
+MAX_ASKERS:     Final = 4              # solicitors answered once one neighbour inside is found
+WIRED_S:        Final = 600            # seconds after which a neighbour with a route is probed again
+FILTERED:       Final = 24             # leases matched one by one in the packet filter; beyond that, their pools
+MAX_PROGRAM:    Final = 240            # instructions of that filter (old kernels have 20 KB for two of them)
+WAY_S:          Final = 1.0            # seconds for which a route found by `auto` is used without asking again
+MAX_CELLS:      Final = 4096           # routes up to which `auto` works out which addresses share a route
+DRAIN:          Final = 256            # frames read from one interface before others are served
+PEERS_S:        Final = 3.0            # seconds between two reads of WireGuard's peers; a peer missing so long is gone
+PEERS_GAP_S:    Final = 1.0            # shortest time, in seconds, between two such reads when unknown keys ask
 WG_S:           Final = 2.0            # seconds that `wg` may take
-LOOKS_A_KEY:    Final = 10             # looks, of which in one an interface's own key and port are read too
-MAX_ALLOWED:    Final = 24             # allowed IPs that are told to a grantee
-PEERS_AT_ONCE:  Final = 500            # peers that one `wg` removes
-DOOR_CALLERS:   Final = 64             # connections at once to the door of wg-dynamic, an interface ...
-DOOR_EACH:      Final = 8              # ... and of one peer: then who has been silent for longest goes
-DOOR_S:         Final = 10.0           # seconds for a message of wg-dynamic to come, and for its answer to be read
-DOOR_LINE:      Final = 4096           # bytes of its lines
-DOOR_MESSAGE:   Final = 8192           # ... and of all of it
-BUSY_S:         Final = 60             # seconds that a file of pins may be locked by who writes it ...
-RETRY_BUSY_S:   Final = 0.5            # ... and between two tries to read it
-SQLITE_S:       Final = 30.0           # seconds that SQLite may take for all rows of a file of pins
-RETRY_DISK_S:   Final = 10             # seconds between two tries to write what could not be written
-DUPLICATE_S:    Final = 3              # seconds until an address that another host has is tried again
+LOOKS_A_KEY:    Final = 10             # such reads per read of the interface's own key and port
+MAX_ALLOWED:    Final = 24             # allowed IPs told to a grantee
+PEERS_AT_ONCE:  Final = 500            # peers removed by one `wg` command
+DOOR_CALLERS:   Final = 64             # simultaneous wg-dynamic connections per interface
+DOOR_EACH:      Final = 8              # simultaneous wg-dynamic connections per peer
+DOOR_S:         Final = 10.0           # seconds for a wg-dynamic message to arrive, and for its answer to be read
+DOOR_LINE:      Final = 4096           # bytes of a line of wg-dynamic
+DOOR_MESSAGE:   Final = 8192           # bytes of a message of wg-dynamic
+BUSY_S:         Final = 60             # seconds to wait for a file of pins that is locked
+RETRY_BUSY_S:   Final = 0.5            # seconds between two tries to read such a file
+SQLITE_S:       Final = 30.0           # seconds that reading a file of pins with SQLite may take
+RETRY_DISK_S:   Final = 10             # seconds until what could not be written is tried again
+DUPLICATE_S:    Final = 3              # seconds until a duplicate address is tried again
 LINE:           Final = 384            # bytes of a line in the lease file
-SPARE_LINES:    Final = 64             # blank lines by which the lease file grows ...
-RESERVED_LINES: Final = 32             # ... and that are there before anything is promised
+SPARE_LINES:    Final = 64             # blank lines by which the lease file grows
+RESERVED_LINES: Final = 32             # blank lines kept ahead of what will be promised
 
 
 class Retry(NamedTuple):
@@ -215,21 +215,21 @@ class Retry(NamedTuple):
 
 
 class Rate(NamedTuple):
-    """A token bucket: so many at once, one more every `each_s`."""
+    """A token bucket: N per interval, burst N."""
 
     burst: int
     each_s: float
 
 
-# What a peer that is known may cause, beyond what it is there for.
-GRANTEE_CHANGES: Final = Rate(64, 6.0)   # of one grantee: leases given back and had again, other ways to it
-GRANTEE_LINES:   Final = Rate(20, 30.0)  # ... and lines in the log, of refusals and clones
-GRANTOR_CHANGES: Final = Rate(20, 30.0)  # of one grantor: other prefixes and options
-GRANTOR_SAVES:   Final = Rate(20, 60.0)  # ... and lifetimes that are written down
-GRANTOR_HOOKS:   Final = Rate(20, 5.0)   # ... and hooks that are told of a renewal only
-GRANTOR_NUDGES:  Final = Rate(10, 5.0)   # ... and nudges that are obeyed
-GRANTOR_LINES:   Final = Rate(40, 15.0)  # ... and lines in the log, of what it refuses, or is not believed
-LOG_LINES:       Final = Rate(20, 2.0)   # of one kind, whoever causes them
+# What a known peer may cause beyond its normal work: token buckets.
+GRANTEE_CHANGES: Final = Rate(64, 6.0) # per grantee: leases released and taken back, and other routes to it
+GRANTEE_LINES:  Final = Rate(20, 30.0) # per grantee: log lines about refusals and clones
+GRANTOR_CHANGES: Final = Rate(20, 30.0) # per grantor: other prefixes and options
+GRANTOR_SAVES:  Final = Rate(20, 60.0) # per grantor: lifetimes written to disk
+GRANTOR_HOOKS:  Final = Rate(20, 5.0)  # per grantor: hooks that report a mere renewal
+GRANTOR_NUDGES: Final = Rate(10, 5.0)  # per grantor: nudges acted on
+GRANTOR_LINES:  Final = Rate(40, 15.0) # per grantor: log lines about refusals and rejected grants
+LOG_LINES:      Final = Rate(20, 2.0)  # per kind of line, whoever causes it
 
 
 # ==== PREFIXES ======================================================= pure ====
@@ -11249,7 +11249,7 @@ class Daemon(Installer):
         return effects
 
     def check_neighbours(self, now: Now) -> None:
-        """Of those for which the kernel answers it does not tell who was removed."""
+        """Poll proxy neighbours: the kernel sends no event when one is deleted."""
         self.neighbours_at = now.boot + NEIGHBOURS_S if any(ndp.by_kernel for ndp in self.config.ndp) else inf
         try:
             gone = self.kernel.missed(self.node.made)
@@ -11682,7 +11682,7 @@ def wg_peer_text(config: Config, public: str, guard: WireguardSection | None) ->
     place = HostPort(guard.endpoint.host or (own or [socket.gethostname()])[0],
                      guard.endpoint.port or guard.port or WG_PORT)
     lines += [f"Endpoint = {place}", f"AllowedIPs = {', '.join(map(str, guard.allowed))}"]
-    return "\n".join(lines + [f"PersistentKeepalive = {guard.keepalive_s}"] * bool(guard.keepalive_s))
+    return "\n".join(lines + [f"PersistentKeepalive = {guard.keepalive_s:.0f}"] * bool(guard.keepalive_s))
 
 
 def introduce(options: Options) -> int:
