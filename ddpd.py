@@ -121,6 +121,7 @@ MAX_PENDING:    Final = 4              # unanswered handshakes that a grantee ke
 PROOF_S:        Final = 10.0           # seconds for an ask that was answered STALE to come sealed, if others wait
 MAX_SESSIONS:   Final = 250_000        # sessions of a grantor
 SESSION_S:      Final = 23 * 3600      # seconds until a session is forgotten
+ERASE_S:        Final = 1800           # seconds between two looks for sessions whose keys have to be erased
 COOKIE_S:       Final = 120            # seconds for which a cookie, and the secret behind it, is valid
 MAX_LINE:       Final = 4096           # bytes of a log line: what a pipe takes at once
 LATE_S:         Final = 120            # seconds after which an answer is too late
@@ -923,7 +924,7 @@ class Session:
         return plain
 
     def over(self, now: Now) -> bool:
-        return now.boot - self.born > SESSION_S
+        return now.boot - self.born >= SESSION_S
 
 
 def padded(plain: bytes, size: int) -> bytes:
@@ -6202,6 +6203,7 @@ class Responder:
         self.brought: set[bytes] = set()                          # ... and what they brought
         self.told_stale: dict[tuple[bytes, bytes], float] = {}    # who was told STALE, at which source, and when
         self.loaded_at = -inf
+        self.erase_at = inf                                       # when to look for sessions that are over
 
     def under_load(self, now: Now) -> bool:
         return now.boot - self.loaded_at < 2.0
@@ -6297,6 +6299,7 @@ class Responder:
         self.made += 1
         session.number = self.made
         self.sessions[session.id] = session
+        self.erase_at = min(self.erase_at, session.born + ERASE_S)
         peer.pending = (*peer.pending, session)
         if len(peer.pending) > MAX_PENDING:
             stale = [each for each in peer.pending if each.stale_stamp < inf]
@@ -6308,6 +6311,16 @@ class Responder:
             peer.pending = tuple(each for each in peer.pending if each is not gone)
         if len(self.sessions) > MAX_SESSIONS:
             del self.sessions[next(iter(self.sessions))]
+
+    def erase(self, now: Now) -> None:
+        """The keys of sessions that are over: also of those in which nothing comes any more."""
+        for session in [session for session in self.sessions.values() if session.over(now)]:
+            peer: Peer = session.peer
+            del self.sessions[session.id]
+            peer.pending = tuple(other for other in peer.pending if other is not session)
+            peer.live = None if peer.live is session else peer.live
+            peer.session = None if peer.session is session else peer.session
+        self.erase_at = now.boot + ERASE_S if self.sessions else inf
 
     def open_sealed(self, datagram: bytes, now: Now) -> tuple[Session, bytes]:
         session = self.sessions.get(datagram[4:12])
@@ -6354,6 +6367,11 @@ class Initiator:
         self.size = FIRST_ASK
         self.cookie, self.cookie_at = b"", -inf
         self.ends = ""                                            # our address and theirs, of the last handshake
+
+    @property
+    def erase_at(self) -> float:
+        """When the keys of its session are."""
+        return self.session.born + SESSION_S if self.session is not None else inf
 
     def compose(self, ask: Ask, ends: str, now: Now) -> bytes:
         """The ask as a datagram: sealed if there is a session that works between these ends, else a handshake."""
@@ -7470,10 +7488,16 @@ class Node:
         if not self.grantor.reviewed or self.grantor.restless or self.grantor.delayed:
             return -inf
         return min(self.grantor.deadline, max(self.next_nudge, self.nudges[0][0]) if self.nudges else inf,
+                   self.responder.erase_at, *(initiator.erase_at for initiator in self.initiators.values()),
                    *(grantee.deadline for grantee in self.grantees.values()), inf)
 
     def on_timer(self, now: Now) -> list[Effect]:
         effects = self.grantor.on_timer(now) if self.grantor.deadline <= now.boot else []
+        if self.responder.erase_at <= now.boot:
+            self.responder.erase(now)
+        for initiator in self.initiators.values():
+            if initiator.erase_at <= now.boot:
+                initiator.session = None
         due = [grantee for grantee in self.grantees.values() if grantee.deadline <= now.boot]
         for grantee in due:
             effects += grantee.on_timer(now)

@@ -646,6 +646,21 @@ class Pair:
         return {str(held.prefix) for held in self.leaf.grantees["h"].held if held.current}
 
 
+def test_keys_are_erased_in_time_though_nothing_comes_any_more() -> None:
+    pair = Pair("[pool home]\nprefix = 2001:db8:42::/48\ngive = /64\nlifetime = 10d\n")
+    pair.trip()
+    pair.trip()
+    peer, end = pair.hub.peer("alice"), pair.now.boot + ddpd.SESSION_S
+    while pair.now.boot < end - ddpd.ERASE_S:
+        pair.hub.later(ddpd.ERASE_S - 1)
+    assert peer.live is not None and pair.leaf.initiators["h"].session is not None
+    pair.hub.later(end + ddpd.ERASE_S - pair.now.boot)
+    pair.leaf.on_timer(pair.now)
+    again = pair.hub.peer("alice")
+    assert pair.hub.node.responder.sessions == {} and (again.live, again.session, again.pending) == (None, None, ())
+    assert not pair.leaf.initiators["h"].session and again.living()
+
+
 def test_after_stale_two_slots_still_fit() -> None:
     pair = Pair(lines="::/64\n  ::/60\n  ::/56\n  ::/62")
     pair.trip()
