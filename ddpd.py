@@ -1937,8 +1937,10 @@ class Space:
 
     def count(self, length: int, below: Callable[[int], int]) -> Prefix | None:
         blocks = self.free_blocks(length)
-        k = below(blocks) if blocks else -1
-        for region in self.regions if blocks else ():
+        if not blocks:
+            return None
+        k = below(blocks)
+        for region in self.regions:
             at = self.within(region)
             free = (1 << (length - region.length)) - self.touched(at, length)
             if k < free:
@@ -3545,7 +3547,10 @@ def peer_list(peers: Mapping[bytes, tuple[Prefix, ...]], changes: Iterable[tuple
         elif added and holder.get(thing.prefix, thing.key) != thing.key:
             failed[number] = f"is an allowed IP of {short(holder[thing.prefix])}"
         elif (thing.prefix in now_have[thing.key]) != added:
-            (now_have[thing.key].append if added else now_have[thing.key].remove)(thing.prefix)
+            if added:
+                now_have[thing.key].append(thing.prefix)
+            else:
+                now_have[thing.key].remove(thing.prefix)
             touched.add(thing.key)
     lists = {key: now_have[key] for key in now_have if key in touched and key not in removed}
     return PeerList(lists, removed, failed)
@@ -5790,12 +5795,15 @@ class Grantee:
         tunnel, before = self.contact.tunnel, self.troubles
         if tunnel is None:
             return []
-        why = "" if self.interface is not None else f"no way to {self.endpoint}" if "wg_key" in self.options else \
-            "it says nothing of WireGuard"
-        none = [f"no tunnel interface={tunnel.dev} grantor={self.contact.name} why=\"{why}\""] * bool(why)
-        self.troubles = (*none, *(f"left out route={prefix} interface={tunnel.dev} "
-                                  "why=\"the tunnel would lead into itself\""
-                                  for prefix in tunnel.routes if self.is_around(prefix)))
+        troubles = []
+        if self.interface is None:
+            why = f"no way to {self.endpoint}" if "wg_key" in self.options else "it says nothing of WireGuard"
+            troubles.append(f"no tunnel interface={tunnel.dev} grantor={self.contact.name} why=\"{why}\"")
+        for prefix in tunnel.routes:
+            if self.is_around(prefix):
+                troubles.append(f"left out route={prefix} interface={tunnel.dev} "
+                                "why=\"the tunnel would lead into itself\"")
+        self.troubles = tuple(troubles)
         return [Note(trouble) for trouble in self.troubles if trouble not in before]
 
     def is_around(self, prefix: Prefix) -> bool:
@@ -7304,8 +7312,12 @@ class Node:
             leading = {name for name, distance in living.items() if distance == min(living.values())}
             for grantee in ranked:
                 name, waited = grantee.contact.name, version in grantee.waits
-                grantee.leads = grantee.leads - {version} | ({version} if name in leading else set())
-                grantee.waits = grantee.waits - {version} | ({version} if name in living.keys() - leading else set())
+                grantee.leads -= {version}
+                grantee.waits -= {version}
+                if name in leading:
+                    grantee.leads |= {version}
+                elif name in living:
+                    grantee.waits |= {version}
                 if waited != (version in grantee.waits):
                     what = "preferred" if waited else "waits"
                     effects += [Note(f"ranked grantor={name} IPv{version}={what}"), Hook(name, "ranked")]
