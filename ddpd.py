@@ -659,17 +659,6 @@ def tlvs(data: bytes, at: int) -> Iterator[tuple[int, bytes]]:
         yield number, value
 
 
-def gathered(values: Mapping[str, Any], row: Field, found: Any) -> Any:
-    """A value, together with what has been given of its type before."""
-    if row.many:
-        return (*values.get(row.name, ()), found)
-    if row.name not in values:
-        return found
-    if row.codec is not ADDRESSES:
-        raise Drop("type given twice")
-    return values[row.name] + found
-
-
 def decode(data: bytes) -> Message:
     cls = MESSAGES.get(data[0] if data else 0)
     if cls is None:
@@ -677,10 +666,19 @@ def decode(data: bytes) -> Message:
     values: dict[str, Any] = {}
     for number, value in tlvs(data, 1):
         row = cls.by_number.get(number)
-        if row is not None:
-            values[row.name] = gathered(values, row, row.codec.decode(value))
-        elif number < 128:
-            values.setdefault("unknown", number)
+        if row is None:
+            if number < 128:
+                values.setdefault("unknown", number)
+            continue
+        found = row.codec.decode(value)
+        if row.many:
+            values[row.name] = (*values.get(row.name, ()), found)
+        elif row.name not in values:
+            values[row.name] = found
+        elif row.codec is ADDRESSES:                              # a list that is continued
+            values[row.name] += found
+        else:
+            raise Drop("type given twice")
     if not cls.required <= values.keys():
         raise Drop("type missing")
     return cls(**values)
@@ -749,10 +747,6 @@ def hkdf(ck: bytes, material: bytes) -> tuple[bytes, bytes]:
     return first, blake2s(opad + blake2s(ipad + first + b"\x02").digest()).digest()
 
 
-def nonce(counter: int) -> bytes:
-    return bytes(4) + counter.to_bytes(8, "little")
-
-
 def aead_encrypt(plain: bytes, aad: bytes, salt: bytes, key: bytes) -> bytes:
     if len(plain) > MAX_DATAGRAM:
         raise ValueError("longer than any datagram")
@@ -771,11 +765,12 @@ def aead_decrypt(sealed: bytes, aad: bytes, salt: bytes, key: bytes) -> bytes:
 
 
 def seal(key: bytes, counter: int, plain: bytes, aad: bytes = b"") -> bytes:
-    return aead_encrypt(plain, aad, nonce(counter), key)
+    """Noise's nonce: four zeros and the counter, little-endian."""
+    return aead_encrypt(plain, aad, bytes(4) + counter.to_bytes(8, "little"), key)
 
 
 def open_sealed(key: bytes, counter: int, sealed: bytes, aad: bytes = b"") -> bytes:
-    return aead_decrypt(sealed, aad, nonce(counter), key)
+    return aead_decrypt(sealed, aad, bytes(4) + counter.to_bytes(8, "little"), key)
 
 
 NAME_HASH: Final = digest(NOISE_NAME)
@@ -9906,10 +9901,6 @@ class Talker:
         self.network.close()
         self.kernel.close()
 
-    def hear(self, sock: socket.socket, door: int, name: str, now: Now) -> list[list[Effect]]:
-        return [effects for datagram, path in self.network.drain(sock, door)
-                for effects in self.take(datagram, path, name, now)]
-
     def take(self, datagram: bytes, path: Path, name: str, now: Now) -> list[list[Effect]]:
         try:
             effects = self.node.received(datagram, path, now, name)
@@ -9937,7 +9928,11 @@ class Talker:
         """Every socket that has something, one after the other."""
         doors = [(sock, door, "") for door, (_, sock) in self.network.listening.items()]
         doors += [(dialled.sock, 0, name) for name, dialled in self.network.dialled.items()]
-        events = [effects for row in doors if row[0] in readable for effects in self.hear(*row, now)]
+        events: list[list[Effect]] = []
+        for sock, door, name in doors:
+            if sock in readable:
+                for datagram, path in self.network.drain(sock, door):
+                    events += self.take(datagram, path, name, now)
         if self.network.resolver.readable in readable:
             events += [self.node.resolved(*result, now) for result in self.network.resolver.results()]
         if self.node.deadline <= now.boot:
@@ -10483,7 +10478,12 @@ class Controls:
     def serve(self, daemon: Daemon, readable: list[Any], now: Now) -> None:
         for control in list(self.open):
             try:
-                self.attend(control, daemon, readable, now)
+                if control.sock in readable:
+                    control.hear(daemon, now)
+                if control.asked:
+                    control.settle(daemon.node, now)
+                if control.is_saying:
+                    control.send(now)
             except BlockingIOError:
                 pass
             except OSError:
@@ -10494,14 +10494,6 @@ class Controls:
         self.rests_until = self.rests_until if self.rests_until > now.boot else -inf
         if self.sock in readable:
             self.accept(now)
-
-    def attend(self, control: Control, daemon: Daemon, readable: list[Any], now: Now) -> None:
-        if control.sock in readable:
-            control.hear(daemon, now)
-        if control.asked:
-            control.settle(daemon.node, now)
-        if control.is_saying:
-            control.send(now)
 
     def accept(self, now: Now) -> None:
         """Where there is no room, who has been silent for longest goes."""
