@@ -36,7 +36,7 @@ The sections, in reading order:
     SHELL, TABLES, KERNEL    files, log, site handlers; `wg`; `ip` and netlink
     NETWORK, PACKETS, HOOKS  sockets; packet sockets; programs of the operator
     CONTROL, DOORS           connections to the control socket, and of wg-dynamic
-    INSTALLING, DAEMON       the kernel brought to what is wanted; the loop
+    DAEMON                   saves, brings the kernel to what is wanted, sends; the loop
     COMMANDS                 what is typed
 
 To follow one ask: `Daemon.serve`, `Node.heard_ask`, `Grantor.handle_ask`, `Daemon.converge`.  One expiry:
@@ -10681,196 +10681,6 @@ class Doors:
                 caller.unsent = door_refusal(UNAVAILABLE, "cannot write the lease file")
 
 
-# ==== INSTALLING ======================================================= I/O ====
-
-
-class Installer(Talker):
-    """A node whose wishes are carried out in the kernel, and written down where the kernel takes no mark."""
-
-    def __init__(self, config: Config) -> None:
-        self.config = config
-        self.store = Store(config.leases)
-        self.store.acquire()
-        super().__init__(Node(config, load_secret(config, make=True), boot_id(), os.urandom), config.listen)
-        self.node.route_around = self.kernel.route_around
-        self.retry_install = inf
-        self.awaited: set[str] = set()                            # interfaces that are not there, as was said
-        self.left: set[Key] = set()                               # made by a ddpd whose lease file is lost
-
-    def install(self, now: Now) -> None:
-        """Make the kernel equal to what is wanted, as far as it has changed."""
-        node, kernel = self.node, self.kernel
-        keys = node.wanted.changed | kernel.pending
-        node.wanted.changed.clear()
-        gone, new = plan(kernel.installed, node.wanted.things, keys)
-        kernel.read_peers(gone)
-        kept = self.unmake(gone) if gone else set[Key]()
-        tunnels: list[Thing] = [thing for thing in new if isinstance(thing, Interface)]
-        refused = self.make(tunnels, now)
-        if tunnels:
-            self.look_again()                                      # what goes onto them, and by them, comes after
-        refused |= self.make([thing for thing in new if not isinstance(thing, Interface)], now)
-        kernel.pending = {key for key in keys if key in node.wanted.things
-                          and kernel.installed.get(key) != node.wanted.things[key]}
-        if gone or refused:
-            self.look_again()
-        node.wanted.changed |= kept & kernel.installed.keys()
-        self.forget_made([key for key, thing in node.made.items() if key not in kernel.installed
-                         and (key not in node.wanted.things or key in refused) and not kernel.has(thing)], now)
-        if gone or new:
-            again = now.boot + RETRY_INSTALL_S if refused or node.wanted.changed else inf
-            self.retry_install = min(again, *(at for at in node.duplicates.values() if at > now.boot), inf)
-
-    def make(self, new: list[Thing], now: Now) -> set[Key]:
-        """As far as it may be; what of that is not there."""
-        self.kernel.read_peers(new)
-        others = self.kernel.neighbours(new)
-        ready = [thing for thing in new if self.may_make(thing, others)
-                 and self.node.duplicates.get(thing.id, -inf) <= now.boot]
-        recorded = self.recorded(ready, now)
-        for thing in ready:
-            if isinstance(thing, Address) and thing.address == DOOR_ADDRESS:
-                make_unicast(thing.dev)
-        self.kernel.remove(thing for thing in recorded if thing.id in self.node.duplicates and self.kernel.has(thing))
-        failed = {}
-        for failure in self.kernel.run([(thing, thing.add_line(self.kernel.mark, now)) for thing in recorded]):
-            failed[failure.thing.id] = failure
-            log.limited("install", "cannot install %s", failure)
-        for thing in recorded:
-            if thing.id not in failed:
-                if isinstance(thing, Interface) and thing.id not in self.kernel.installed:
-                    log.info("made interface=%s", thing.dev)
-                self.kernel.installed[thing.id] = thing
-        return {thing.id for thing in ready if self.kernel.installed.get(thing.id) != thing}
-
-    def unmake(self, gone: list[Thing]) -> set[Key]:
-        """Take it away; what the kernel has all the same stays ours, and is tried again."""
-        failed = self.kernel.remove(gone)
-        doubtful = {failure.thing.id for failure in failed}
-        for key in {thing.id for thing in gone} - doubtful:
-            self.kernel.installed.pop(key, None)
-        if doubtful:
-            self.look_again(all_of_it=True)
-        left = doubtful & self.kernel.installed.keys()
-        for failure in failed:
-            if failure.thing.id in left:
-                log.limited("install", "cannot remove %s", failure)
-        return left
-
-    def look_again(self, all_of_it: bool = False) -> None:
-        try:
-            self.kernel.look()
-            if all_of_it:
-                self.kernel.look_at_all(self.node.made)
-        except OSError as why:
-            log.limited("links", "cannot see links why=\"%s\"", why)
-
-    def recorded(self, new: list[Thing], now: Now) -> list[Thing]:
-        """What carries no mark in the kernel is written down before it is made; what cannot be is not made."""
-        unmarked = {thing.id: self.on_link(thing) for thing in new if not isinstance(thing, Route)}
-        known = self.node.made
-        unwritten = [key for key, thing in unmarked.items()
-                     if key not in known or known[key].record() != thing.record()]
-        if self.record_made(unwritten, unmarked, now):
-            return new
-        return [thing for thing in new if isinstance(thing, Route) or thing.id in self.node.made]
-
-    def on_link(self, thing: Unmarked) -> Unmarked:
-        """With the index of its interface, so that it is known again under another name."""
-        return thing._replace(link=self.kernel.links.index(thing.dev)) if isinstance(thing, Address) else thing
-
-    def remove_strays(self, now: Now) -> None:
-        """An interface was renamed: what we have made on it belongs to the name that is configured, so it goes."""
-        strays = self.kernel.strays(self.node.made)
-        if not strays:
-            return
-        self.kernel.remove(strays.values())
-        for thing in strays.values():
-            log.notice("removed address=%s interface=%s: it was made under another name", thing.address, thing.dev)
-        self.forget_made(strays, now)
-        self.kernel.lose(set(strays))
-        self.node.wanted.changed |= strays.keys()
-
-    def note_duplicates(self, now: Now) -> None:
-        """Another host has an address of ours: that is said once, and the address tried again and again."""
-        node, links = self.node, self.kernel.links
-        for key in self.kernel.found_duplicate(node.made):
-            thing = node.made[key]
-            if key not in node.duplicates and isinstance(thing, Address):
-                log.warning("duplicate address=%s interface=%s: another host has it; it is tried again every %d s",
-                            thing.address, thing.dev, DUPLICATE_S)
-            node.duplicates[key] = now.boot + DUPLICATE_S
-            node.wanted.changed |= self.kernel.lose({key})
-            self.retry_install = min(self.retry_install, node.duplicates[key])
-        for key in list(node.duplicates):
-            wanted = node.wanted.things.get(key)
-            if not isinstance(wanted, Address):                   # no longer wanted
-                del node.duplicates[key]
-                continue
-            place = links.index(wanted.dev), wanted.address
-            if place in links.addresses and place not in links.tentative:
-                log.notice("address=%s interface=%s is no duplicate any more", wanted.address, wanted.dev)
-                del node.duplicates[key]
-
-    def may_make(self, thing: Thing, others: set[Neighbour]) -> bool:
-        """Not on an interface that is not there (or by one that is down); not over what is foreign."""
-        if isinstance(thing, Interface):
-            return self.may_make_interface(thing)
-        dev = thing.reach.dev if isinstance(thing, Route) else getattr(thing, "dev", "")
-        if dev and not self.may_use(dev, IFF_UP if isinstance(thing, Route) else ~0):
-            return False
-        if isinstance(thing, AllowedIp):
-            return self.may_allow(thing)
-        if isinstance(thing, Route | Rule) or thing.id in self.node.made:
-            return True
-        if isinstance(thing, Address):                            # what lasts is the operator's; else left of a lease
-            links = self.kernel.links
-            there = links.index(thing.dev), thing.address
-            return not self.kernel.has(thing) or (there in links.timed
-                                                  and (there in links.fading or thing.address.is_address))
-        return thing not in others if isinstance(thing, Neighbour) else not self.kernel.has(thing)
-
-    def may_use(self, dev: str, flags: int) -> bool:
-        """It is there; and a tunnel is ours."""
-        if not self.kernel.links.has(dev, flags):
-            if dev not in self.awaited:
-                log.warning("waiting for interface=%s", dev)
-            self.awaited.add(dev)
-            return False
-        self.awaited.discard(dev)
-        is_tunnel = any(contact.tunnel is not None and contact.tunnel.dev == dev for contact in self.config.contacts)
-        return not is_tunnel or Interface(dev).id in self.kernel.installed
-
-    def may_allow(self, thing: AllowedIp) -> bool:
-        """Not as long as its peer is not there, nor what is there already, or somebody else's."""
-        peer = WgPeer(thing.dev, thing.key)
-        is_peer = self.kernel.has(peer) or peer.id in self.node.wanted.things
-        return is_peer and not self.kernel.has(thing) and not self.kernel.tables.is_anothers(thing)
-
-    def may_make_interface(self, thing: Interface) -> bool:
-        """What is there of that name, and not ours, is left alone."""
-        key = thing.id
-        is_foreign = key not in self.node.made and self.kernel.has(thing)
-        if is_foreign and thing.peer and key not in self.kernel.pending:
-            log.warning("cannot make interface=%s why=\"there is one that ddpd has not made\"", thing.dev)
-        return not is_foreign
-
-    def record_made(self, keys: Iterable[Key], things: Mapping[Key, Unmarked], now: Now) -> bool:
-        """False if it cannot be written."""
-        records = [things[key].record() for key in keys]
-        if records and not self.store.save({key_of(record): record for record in records}, now) \
-                and not self.store.why_not:
-            return False
-        self.node.made |= {key: things[key] for key in keys}
-        return True
-
-    def forget_made(self, keys: Iterable[Key], now: Now) -> None:
-        """After it is unmade."""
-        things = [self.node.made.pop(key) for key in keys if key in self.node.made]
-        if things:
-            self.store.save({key_of(thing.record()): None for thing in things}, now)
-
-
 # ==== DAEMON ========================================================== I/O ====
 
 
@@ -10895,11 +10705,18 @@ def take_up(node: Node, read: OnFile | None, marked: bool, now: Now) -> list[Dam
 WORRYING: Final = ("clone", "faded", "handler", "left", "lost", "no", "refused", "silent")       # first words of notes
 
 
-class Daemon(Installer):
+class Daemon(Talker):
     """Waits for the world, lets the node think, does what it says."""
 
     def __init__(self, config: Config) -> None:
-        super().__init__(config)
+        self.config = config
+        self.store = Store(config.leases)
+        self.store.acquire()
+        super().__init__(Node(config, load_secret(config, make=True), boot_id(), os.urandom), config.listen)
+        self.node.route_around = self.kernel.route_around
+        self.retry_install = inf
+        self.awaited: set[str] = set()                            # interfaces that are not there, as was said
+        self.left: set[Key] = set()                               # made by a ddpd whose lease file is lost
         self.marked = self.is_new = False                         # something was granted; there was no lease file
         self.lost: dict[Subnet, float] = {}                       # announced before: until when that is said
         self.aims: dict[Aim, Path | None] = {}                    # to where the ways were looked at ...
@@ -11158,6 +10975,181 @@ class Daemon(Installer):
     ACTIONS: ClassVar[Mapping[type[Any], Callable[[Daemon, Any, Now], None]]] = {
         Send: send, Call: Talker.call, Lookup: Talker.look_up, Hook: hook, Note: note, Account: add_account,
     }
+
+    # -- the kernel: brought to what is wanted, and written down where it takes no mark -------
+
+    def install(self, now: Now) -> None:
+        """Make the kernel equal to what is wanted, as far as it has changed."""
+        node, kernel = self.node, self.kernel
+        keys = node.wanted.changed | kernel.pending
+        node.wanted.changed.clear()
+        gone, new = plan(kernel.installed, node.wanted.things, keys)
+        kernel.read_peers(gone)
+        kept = self.unmake(gone) if gone else set[Key]()
+        tunnels: list[Thing] = [thing for thing in new if isinstance(thing, Interface)]
+        refused = self.make(tunnels, now)
+        if tunnels:
+            self.look_again()                                      # what goes onto them, and by them, comes after
+        refused |= self.make([thing for thing in new if not isinstance(thing, Interface)], now)
+        kernel.pending = {key for key in keys if key in node.wanted.things
+                          and kernel.installed.get(key) != node.wanted.things[key]}
+        if gone or refused:
+            self.look_again()
+        node.wanted.changed |= kept & kernel.installed.keys()
+        self.forget_made([key for key, thing in node.made.items() if key not in kernel.installed
+                         and (key not in node.wanted.things or key in refused) and not kernel.has(thing)], now)
+        if gone or new:
+            again = now.boot + RETRY_INSTALL_S if refused or node.wanted.changed else inf
+            self.retry_install = min(again, *(at for at in node.duplicates.values() if at > now.boot), inf)
+
+    def make(self, new: list[Thing], now: Now) -> set[Key]:
+        """As far as it may be; what of that is not there."""
+        self.kernel.read_peers(new)
+        others = self.kernel.neighbours(new)
+        ready = [thing for thing in new if self.may_make(thing, others)
+                 and self.node.duplicates.get(thing.id, -inf) <= now.boot]
+        recorded = self.recorded(ready, now)
+        for thing in ready:
+            if isinstance(thing, Address) and thing.address == DOOR_ADDRESS:
+                make_unicast(thing.dev)
+        self.kernel.remove(thing for thing in recorded if thing.id in self.node.duplicates and self.kernel.has(thing))
+        failed = {}
+        for failure in self.kernel.run([(thing, thing.add_line(self.kernel.mark, now)) for thing in recorded]):
+            failed[failure.thing.id] = failure
+            log.limited("install", "cannot install %s", failure)
+        for thing in recorded:
+            if thing.id not in failed:
+                if isinstance(thing, Interface) and thing.id not in self.kernel.installed:
+                    log.info("made interface=%s", thing.dev)
+                self.kernel.installed[thing.id] = thing
+        return {thing.id for thing in ready if self.kernel.installed.get(thing.id) != thing}
+
+    def unmake(self, gone: list[Thing]) -> set[Key]:
+        """Take it away; what the kernel has all the same stays ours, and is tried again."""
+        failed = self.kernel.remove(gone)
+        doubtful = {failure.thing.id for failure in failed}
+        for key in {thing.id for thing in gone} - doubtful:
+            self.kernel.installed.pop(key, None)
+        if doubtful:
+            self.look_again(all_of_it=True)
+        left = doubtful & self.kernel.installed.keys()
+        for failure in failed:
+            if failure.thing.id in left:
+                log.limited("install", "cannot remove %s", failure)
+        return left
+
+    def look_again(self, all_of_it: bool = False) -> None:
+        try:
+            self.kernel.look()
+            if all_of_it:
+                self.kernel.look_at_all(self.node.made)
+        except OSError as why:
+            log.limited("links", "cannot see links why=\"%s\"", why)
+
+    def recorded(self, new: list[Thing], now: Now) -> list[Thing]:
+        """What carries no mark in the kernel is written down before it is made; what cannot be is not made."""
+        unmarked = {thing.id: self.on_link(thing) for thing in new if not isinstance(thing, Route)}
+        known = self.node.made
+        unwritten = [key for key, thing in unmarked.items()
+                     if key not in known or known[key].record() != thing.record()]
+        if self.record_made(unwritten, unmarked, now):
+            return new
+        return [thing for thing in new if isinstance(thing, Route) or thing.id in self.node.made]
+
+    def on_link(self, thing: Unmarked) -> Unmarked:
+        """With the index of its interface, so that it is known again under another name."""
+        return thing._replace(link=self.kernel.links.index(thing.dev)) if isinstance(thing, Address) else thing
+
+    def remove_strays(self, now: Now) -> None:
+        """An interface was renamed: what we have made on it belongs to the name that is configured, so it goes."""
+        strays = self.kernel.strays(self.node.made)
+        if not strays:
+            return
+        self.kernel.remove(strays.values())
+        for thing in strays.values():
+            log.notice("removed address=%s interface=%s: it was made under another name", thing.address, thing.dev)
+        self.forget_made(strays, now)
+        self.kernel.lose(set(strays))
+        self.node.wanted.changed |= strays.keys()
+
+    def note_duplicates(self, now: Now) -> None:
+        """Another host has an address of ours: that is said once, and the address tried again and again."""
+        node, links = self.node, self.kernel.links
+        for key in self.kernel.found_duplicate(node.made):
+            thing = node.made[key]
+            if key not in node.duplicates and isinstance(thing, Address):
+                log.warning("duplicate address=%s interface=%s: another host has it; it is tried again every %d s",
+                            thing.address, thing.dev, DUPLICATE_S)
+            node.duplicates[key] = now.boot + DUPLICATE_S
+            node.wanted.changed |= self.kernel.lose({key})
+            self.retry_install = min(self.retry_install, node.duplicates[key])
+        for key in list(node.duplicates):
+            wanted = node.wanted.things.get(key)
+            if not isinstance(wanted, Address):                   # no longer wanted
+                del node.duplicates[key]
+                continue
+            place = links.index(wanted.dev), wanted.address
+            if place in links.addresses and place not in links.tentative:
+                log.notice("address=%s interface=%s is no duplicate any more", wanted.address, wanted.dev)
+                del node.duplicates[key]
+
+    def may_make(self, thing: Thing, others: set[Neighbour]) -> bool:
+        """Not on an interface that is not there (or by one that is down); not over what is foreign."""
+        if isinstance(thing, Interface):
+            return self.may_make_interface(thing)
+        dev = thing.reach.dev if isinstance(thing, Route) else getattr(thing, "dev", "")
+        if dev and not self.may_use(dev, IFF_UP if isinstance(thing, Route) else ~0):
+            return False
+        if isinstance(thing, AllowedIp):
+            return self.may_allow(thing)
+        if isinstance(thing, Route | Rule) or thing.id in self.node.made:
+            return True
+        if isinstance(thing, Address):                            # what lasts is the operator's; else left of a lease
+            links = self.kernel.links
+            there = links.index(thing.dev), thing.address
+            return not self.kernel.has(thing) or (there in links.timed
+                                                  and (there in links.fading or thing.address.is_address))
+        return thing not in others if isinstance(thing, Neighbour) else not self.kernel.has(thing)
+
+    def may_use(self, dev: str, flags: int) -> bool:
+        """It is there; and a tunnel is ours."""
+        if not self.kernel.links.has(dev, flags):
+            if dev not in self.awaited:
+                log.warning("waiting for interface=%s", dev)
+            self.awaited.add(dev)
+            return False
+        self.awaited.discard(dev)
+        is_tunnel = any(contact.tunnel is not None and contact.tunnel.dev == dev for contact in self.config.contacts)
+        return not is_tunnel or Interface(dev).id in self.kernel.installed
+
+    def may_allow(self, thing: AllowedIp) -> bool:
+        """Not as long as its peer is not there, nor what is there already, or somebody else's."""
+        peer = WgPeer(thing.dev, thing.key)
+        is_peer = self.kernel.has(peer) or peer.id in self.node.wanted.things
+        return is_peer and not self.kernel.has(thing) and not self.kernel.tables.is_anothers(thing)
+
+    def may_make_interface(self, thing: Interface) -> bool:
+        """What is there of that name, and not ours, is left alone."""
+        key = thing.id
+        is_foreign = key not in self.node.made and self.kernel.has(thing)
+        if is_foreign and thing.peer and key not in self.kernel.pending:
+            log.warning("cannot make interface=%s why=\"there is one that ddpd has not made\"", thing.dev)
+        return not is_foreign
+
+    def record_made(self, keys: Iterable[Key], things: Mapping[Key, Unmarked], now: Now) -> bool:
+        """False if it cannot be written."""
+        records = [things[key].record() for key in keys]
+        if records and not self.store.save({key_of(record): record for record in records}, now) \
+                and not self.store.why_not:
+            return False
+        self.node.made |= {key: things[key] for key in keys}
+        return True
+
+    def forget_made(self, keys: Iterable[Key], now: Now) -> None:
+        """After it is unmade."""
+        things = [self.node.made.pop(key) for key in keys if key in self.node.made]
+        if things:
+            self.store.save({key_of(thing.record()): None for thing in things}, now)
 
     # -- the loop ------------------------------------------------------------------------
 
