@@ -3407,13 +3407,13 @@ class Sight:
         if key not in self.agreements:
             self.agreements[key] = self.guard.agreement_with(key)
 
-    def follow(self, guard: WireguardSection) -> None:
+    def configure(self, guard: WireguardSection) -> None:
         """Under other terms."""
         known, self.guard, self.agreements = self.agreements, guard, {}
         for key in known:
             self.expect(key)
 
-    def see(self, state: WgState | None, now: Now) -> list[bytes]:
+    def update(self, state: WgState | None, now: Now) -> list[bytes]:
         """The peers that have gone: for so long not there that they are not just written anew.
 
         While the interface is away, none.
@@ -3452,14 +3452,14 @@ class Guards:
         old, self.sights = self.sights, {}
         for guard in guards:
             sight = self.sights[guard.dev] = old.get(guard.dev) or Sight(guard)
-            sight.follow(guard)
+            sight.configure(guard)
         self.adding = next((dev for dev, sight in self.sights.items() if sight.guard.adds_peers), "")
         self.known |= self.sights.keys()
         self.devs = {key: dev for key, dev in self.devs.items() if dev in self.sights}
         self.foreign = self.foreign if self.sights else Holders(())
         self.is_stale = True
 
-    def settle(self, made: Mapping[Key, Thing], own: Iterable[tuple[str, Prefix]]) -> None:
+    def refresh(self, made: Mapping[Key, Thing], own: Iterable[tuple[str, Prefix]]) -> None:
         """After something was seen.  own: interfaces, and their addresses."""
         self.is_stale, self.devs, rows = False, {}, list[tuple[Prefix, bytes]]()
         for dev, sight in self.sights.items():
@@ -3857,7 +3857,7 @@ class Stock:
 
     # -- what is fixed ---------------------------------------------------------------
 
-    def fit(self, pools: tuple[Pool, ...], pins: Pins, foreign: Iterable[Prefix] = ()) -> None:
+    def configure(self, pools: tuple[Pool, ...], pins: Pins, foreign: Iterable[Prefix] = ()) -> None:
         """Pools that moved, other holes and pins; what others have.  What has not changed costs nothing."""
         holes = {hole for pool in pools for hole in pool.reserve}
         holes.update(taken for taken in foreign if any(pool.prefix.overlaps(taken) for pool in pools))
@@ -4779,7 +4779,7 @@ class Grantor:
             self.unwritten[lease.id] = replaced
         peer.leases.append(lease)
         self.stock.add(lease)
-        self.tell("granted", lease, now, accounted=not promised)
+        self.note_event("granted", lease, now, accounted=not promised)
         return lease
 
     def make_way(self, case: Case) -> list[tuple[Lease, float]]:
@@ -4812,7 +4812,7 @@ class Grantor:
         if self.config.rate is not None:
             self.full_at += tokens * self.config.rate.each_s
 
-    def tell(self, event: str, lease: Lease, now: Now, accounted: bool = True) -> None:
+    def note_event(self, event: str, lease: Lease, now: Now, accounted: bool = True) -> None:
         name = self.peers[lease.key].agreement.name
         self.out.append(Note(f"{event} grantee={name} slot={lease.slot} prefix={lease.prefix}"))
         if self.config.accounting and event in ACCOUNTED and accounted:
@@ -4825,7 +4825,7 @@ class Grantor:
         lease.valid_until = min(lease.valid_until, now.boot + LINGER_S)
         self.watch(lease)
         self.save(lease, now)
-        self.tell("deprecated", lease, now)
+        self.note_event("deprecated", lease, now)
 
     def renew(self, peer: Peer, lease: Lease, reach: tuple[Reach | None, str], now: Now) -> None:
         """The full lifetime again.  Written only if more than the time left has changed."""
@@ -4856,7 +4856,7 @@ class Grantor:
         self.hopeless.clear()
         lease.valid_until = now.boot + self.config.hold_s
         self.route(lease)
-        self.tell("ended", lease, now)
+        self.note_event("ended", lease, now)
         self.former[lease.prefix] = lease
         self.save(lease, now)
         self.watch(lease)
@@ -4923,7 +4923,7 @@ class Grantor:
                 self.route(lease)
                 self.save(lease, now)
                 self.watch(lease)
-                self.tell("revoked", lease, now)
+                self.note_event("revoked", lease, now)
                 self.restless.add(peer.key)
         return self.out
 
@@ -4938,7 +4938,7 @@ class Grantor:
                 self.restless.add(peer.key)
         return self.out
 
-    def bound(self, prefix: Prefix, until: float, now: Now) -> None:
+    def end_with_prefix(self, prefix: Prefix, until: float, now: Now) -> None:
         """What was given of this prefix ends with it."""
         for lease in [lease for lease in self.stock.overlapping(prefix) if lease.living and prefix.holds(lease.prefix)]:
             lease.valid_until = min(lease.valid_until, until)
@@ -5082,7 +5082,8 @@ class Grantor:
     def configure_stock(self) -> None:
         self.hopeless.clear()
         self.reserved = self.reserved_links()
-        self.stock.fit(tuple(self.pools.values()), self.config.pins, [*self.guards.foreign.owners, *self.reserved])
+        foreign = [*self.guards.foreign.owners, *self.reserved]
+        self.stock.configure(tuple(self.pools.values()), self.config.pins, foreign)
 
     def reserve_links(self, networks: frozenset[Prefix]) -> None:
         """These are this node's own: they are not given away.  What is leased of them already stays leased."""
@@ -5176,8 +5177,8 @@ class Grantor:
         """What `wg` shows of an interface: its peers are grantees; who has gone has no leases."""
         self.out = []
         before, known, stale = self.guards.foreign.owners, self.guards.devs, self.guards.is_stale
-        gone = self.guards.sights[dev].see(state, now)
-        self.guards.settle(made, ((self.links.names.get(index, ""), own) for index, own in self.links.addresses))
+        gone = self.guards.sights[dev].update(state, now)
+        self.guards.refresh(made, ((self.links.names.get(index, ""), own) for index, own in self.links.addresses))
         self.update_agreements()
         for lease in [lease for key in gone if key in self.peers for lease in self.peers[key].living()]:
             if lease.dev == dev and not self.guards.dev_of(lease.key):
@@ -5727,7 +5728,7 @@ class Grantee:
         before = {(held.slot, held.prefix): held.current for held in self.held}
         faded = {(held.slot, held.prefix) for held in self.held if held.faded}
         for grant in answer.grants:
-            self.take(grant, wanted, sent_at, now, taken)
+            self.apply_grant(grant, wanted, sent_at, now, taken)
         effects = self.refuse([refusal for refusal in answer.refusals if refusal.slot in wanted], wanted, now)
         if answer.status == Status.OK:
             self.doubt(now)
@@ -5743,7 +5744,7 @@ class Grantee:
         if not is_new and faded != {(held.slot, held.prefix) for held in self.held if held.faded}:
             is_new = self.may_change(now)
         renewed = "rebound" if self.state is State.REBINDING else "renewed"
-        effects += self.settle(now, "bound" if is_new else renewed)
+        effects += self.write_and_tell(now, "bound" if is_new else renewed)
         effects += self.step(Event.ANSWERED, now)
         untaken = self.complaints.keys() & wanted.keys() - {held.slot for held in self.held if held.current}
         if answer.status != Status.OK and self.state is not State.RELEASED:
@@ -5850,7 +5851,7 @@ class Grantee:
         is_its = self.heard_at is not None and parse_host(self.heard_at.host) == host
         return (is_its or not is_nobodys(host)) and not any(held.prefix.holds(host) for held in self.held)
 
-    def take(self, grant: Grant, wanted: Mapping[int, Prefix], sent_at: float, now: Now,
+    def apply_grant(self, grant: Grant, wanted: Mapping[int, Prefix], sent_at: float, now: Now,
              taken: Callable[[Prefix], str]) -> None:
         """One grant, if it can be trusted."""
         have = next((held for held in self.held if (held.slot, held.prefix) == (grant.slot, grant.prefix)), None)
@@ -6013,7 +6014,7 @@ class Grantee:
             elif held.provisional:                                # somebody else's, and stays as it is
                 self.held.remove(held)
 
-    def settle(self, now: Now, event: str) -> list[Effect]:
+    def write_and_tell(self, now: Now, event: str) -> list[Effect]:
         """After a change: what has to be written, installed and told."""
         effects = self.expire(now)
         for held in self.held:
@@ -6096,7 +6097,7 @@ class Grantee:
         self.enter(State.RELEASED, now.boot)
         self.releases |= set(self.slots.values())
         self.drop_released(now)
-        return [*self.settle(now, "released"), *self.ask_again(now)]
+        return [*self.write_and_tell(now, "released"), *self.ask_again(now)]
 
     def give_back_again(self, now: Now) -> list[Effect]:
         return self.ask_elsewhere(now) if self.releases else self.rest(now)
@@ -6291,7 +6292,7 @@ class Responder:
     def answer(self, datagram: bytes, handshake: Handshake, plain: bytes) -> bytes:
         return KINDS["answer"] + datagram[4:ID_LEN] + handshake.write_second(keypair(self.rand(KEY_LEN)), plain)
 
-    def keep(self, session: Session) -> None:
+    def add_session(self, session: Session) -> None:
         """A new session waits for something sealed; beyond the bound one goes.
 
         First of those that a replay may have made (STALE), but for the last: one that nobody has used for long, else
@@ -6439,7 +6440,7 @@ class Initiator:
         self.cookie, self.cookie_at = cookie, now.boot
         return first
 
-    def settle(self, answer: Answer, now: Now) -> tuple[float, Ask]:
+    def match(self, answer: Answer, now: Now) -> tuple[float, Ask]:
         """When, and what, was asked that this answers; Drop if it is old."""
         sent_at, ask = self.asked.get(answer.stamp, (-inf, None))
         if ask is None:
@@ -6707,7 +6708,7 @@ class Proxy:
         self.inside: Counter[str] = Counter()                     # advertisements from inside that were of no use
         self.stale_at = inf                                       # when a way that was found has to be looked for again
 
-    def settle(self, place: Place) -> None:
+    def update(self, place: Place) -> None:
         """Leases, routes or the interface may have changed: nothing that was decided stands."""
         self.place = place
         self.alike.clear()
@@ -6753,9 +6754,9 @@ class Proxy:
         if self.rule_of(target, alike.is_probe) is not None:
             return None
         checksum = (0xFFFF - (alike.base + number(target)) % 0xFFFF).to_bytes(2, "big")
-        return self.keep(frame, b"".join((alike.head, checksum, alike.flags, target, alike.tail)))
+        return self.cache_answer(frame, b"".join((alike.head, checksum, alike.flags, target, alike.tail)))
 
-    def keep(self, frame: bytes, answer: bytes) -> bytes:
+    def cache_answer(self, frame: bytes, answer: bytes) -> bytes:
         """Ready for when that frame comes again."""
         if len(self.answers) >= MAX_ANSWERS:
             self.answers.clear()
@@ -6764,7 +6765,7 @@ class Proxy:
 
     def answer(self, frame: bytes, heard: Heard) -> bytes:
         """Made from nothing."""
-        answer = self.keep(frame, self.advertise(heard))
+        answer = self.cache_answer(frame, self.advertise(heard))
         if frame[20] == ICMPV6 and heard.destination[:13] == SOLICITED_NODE and answer[22:38] != heard.target:
             if len(self.alike) >= MAX_ALIKE:
                 self.alike.clear()
@@ -6935,7 +6936,7 @@ class Proxy:
 #
 # Both roles side by side, their sessions and their leases: what each is to know of the other, of the
 # links and of the ways, and what they want of the kernel together.  `received` a datagram, `on_timer` at
-# the deadline, `compose` an ask, `resolved` a name; after each, `follow`.
+# the deadline, `compose` an ask, `resolved` a name; after each, `follow_changes`.
 
 
 def ula_of(secret: bytes, pool: str) -> Prefix:
@@ -7065,7 +7066,7 @@ class Node:
     def place_proxies(self) -> None:
         for dev, proxy in self.proxies.items():
             place = place_on(dev, self.links)
-            proxy.settle(place if isinstance(place, Place) else NO_PLACE)
+            proxy.update(place if isinstance(place, Place) else NO_PLACE)
 
     def wire(self, wire: Wire) -> None:
         """What is leased is not wired: its route is the lease's."""
@@ -7138,13 +7139,13 @@ class Node:
         held = {held.prefix: held for grantee in self.grantees.values() for held in grantee.held}
         for prefix in sorted(self.lent):
             if prefix not in held:
-                self.grantor.bound(prefix, now.boot, now)
+                self.grantor.end_with_prefix(prefix, now.boot, now)
                 self.lent.discard(prefix)
             elif not held[prefix].current:
-                self.grantor.bound(prefix, held[prefix].valid_until, now)
+                self.grantor.end_with_prefix(prefix, held[prefix].valid_until, now)
         return self.grantor.out
 
-    def follow(self, now: Now) -> list[Effect]:
+    def follow_changes(self, now: Now) -> list[Effect]:
         """After leases of ours, or links, may have changed: who is preferred, what the kernel gets, where pools are."""
         effects = self.rank()
         self.want_grantees()
@@ -7157,7 +7158,7 @@ class Node:
         self.grantor.reserve_links(self.own_networks())
         for name, grantee in self.grantees.items():
             grantee.reconsider(partial(self.taken, name), now)
-        return self.follow(now)
+        return self.follow_changes(now)
 
     def own_networks(self) -> frozenset[Prefix]:
         """What of the pools is this node's own: the networks of its links; of what holds a whole pool only its address.
@@ -7373,7 +7374,7 @@ class Node:
         session = Session(handshake, now.boot, peer).turned()
         if stale:
             session.stale_stamp = ask.stamp
-        self.responder.keep(session)
+        self.responder.add_session(session)
         if not stale:
             peer.stamp = peer.last_stamp = ask.stamp
             peer.path, peer.session, peer.nudged = path, session, 0
@@ -7432,7 +7433,7 @@ class Node:
         plain = self.initiators[name].open_answer(datagram, now)
         answer = expect(Answer, decode(plain))
         if answer.status == Status.STALE and not answer.unknown:
-            self.initiators[name].settle(answer, now)
+            self.initiators[name].match(answer, now)
             return self.grantees[name].told_stale(now)
         return self.apply(name, answer, now)
 
@@ -7466,12 +7467,12 @@ class Node:
         if answer.unknown:
             raise Drop("answer with an unknown type")
         room = self.initiators[name].size
-        sent_at, ask = self.initiators[name].settle(answer, now)
+        sent_at, ask = self.initiators[name].match(answer, now)
         grantee = self.grantees[name]
         grantee.heard(now.boot - sent_at)
         effects = grantee.answered(ask, answer, sent_at, now, lambda prefix: self.taken(name, prefix))
         self.believe(name)
-        effects += self.follow(now)
+        effects += self.follow_changes(now)
         more = answer.need is not None and self.initiators[name].size > room
         return [*effects, Call(name)] if more else effects        # what did not fit is worth a longer ask
 
@@ -7486,7 +7487,7 @@ class Node:
     def resolved(self, name: str, host: str, paths: tuple[Path, ...], now: Now) -> list[Effect]:
         grantee = self.grantees.get(name)
         effects = grantee.resolved(host, paths, now) if grantee else []
-        return effects + self.follow(now)
+        return effects + self.follow_changes(now)
 
     # -- time ------------------------------------------------------------------------
 
@@ -7509,7 +7510,7 @@ class Node:
         for grantee in due:
             effects += grantee.on_timer(now)
         if due:
-            effects += self.follow(now)
+            effects += self.follow_changes(now)
         if not self.grantor.reviewed:
             self.grantor.go_on()
         return effects + self.nudge(now)
@@ -7557,7 +7558,7 @@ class Node:
         effects = []
         for grantee in [g for n, g in self.grantees.items() if name in ("", n)]:
             effects += grantee.step(event, now)
-        return effects + self.follow(now)
+        return effects + self.follow_changes(now)
 
     def revoke(self, peer: Peer, slot: int | None, now: Now) -> list[Effect]:
         return self.grantor.revoke(peer, slot, now) + self.nudge(now)
@@ -9257,9 +9258,9 @@ class WgTables:
         state = WgState(b"" if key == "(none)" else public_key(key), int(port), allowed_of(text))
         self.texts[dev] = text
         if state != known:
-            self.keep(dev, state)
+            self.store(dev, state)
 
-    def keep(self, dev: str, state: WgState) -> None:
+    def store(self, dev: str, state: WgState) -> None:
         self.states[dev] = state
         self.owners[dev] = {prefix: key for key, allowed in state.peers.items() for prefix in allowed}
 
@@ -9297,7 +9298,7 @@ class WgTables:
             self.look(dev, is_there=True)
             return dict.fromkeys((number for number, _, _ in changes), str(why.strerror))
         peers = {key: tuple(lists.get(key, allowed)) for key, allowed in {**state.peers, **lists}.items()}
-        self.keep(dev, state._replace(peers={key: peers[key] for key in peers if key not in removed}))
+        self.store(dev, state._replace(peers={key: peers[key] for key in peers if key not in removed}))
         return failed
 
 
@@ -9901,7 +9902,7 @@ class Talker:
         self.network.close()
         self.kernel.close()
 
-    def take(self, datagram: bytes, path: Path, name: str, now: Now) -> list[list[Effect]]:
+    def handle_datagram(self, datagram: bytes, path: Path, name: str, now: Now) -> list[list[Effect]]:
         try:
             effects = self.node.received(datagram, path, now, name)
             if name in self.network.dialled:
@@ -9910,7 +9911,7 @@ class Talker:
         except Stranger as why:
             events = self.refresh_peers(now)
             if why.key in self.node.grantor.agreements:
-                return [*events, *self.take(datagram, path, name, now)]
+                return [*events, *self.handle_datagram(datagram, path, name, now)]
             self.node.counters["drop stranger"] += 1
             if log.may_say("stranger") and (why.is_proved or self.node.responder.is_proof(datagram)):
                 log.notice("stranger source=%s to_admit=\"[grantee NAME] key = %s\"", path, show_key(why.key))
@@ -9932,7 +9933,7 @@ class Talker:
         for sock, door, name in doors:
             if sock in readable:
                 for datagram, path in self.network.drain(sock, door):
-                    events += self.take(datagram, path, name, now)
+                    events += self.handle_datagram(datagram, path, name, now)
         if self.network.resolver.readable in readable:
             events += [self.node.resolved(*result, now) for result in self.network.resolver.results()]
         if self.node.deadline <= now.boot:
@@ -10049,7 +10050,7 @@ class Port:
         head: list[Instruction] = [(0x20, 0, 0, PACKET_DEV), (IS, 1, 0, self.place.scope), (TAKE, 0, 0, 0)]
         attach_filter(self.sock, [*head, *self.program])
 
-    def fit(self, program: list[Instruction]) -> None:
+    def set_filter(self, program: list[Instruction]) -> None:
         if program != self.program:
             self.program = program
             self.filter()
@@ -10124,7 +10125,7 @@ class Ports:
 
     # -- interfaces -------------------------------------------------------------------
 
-    def follow(self, now: Now) -> None:
+    def update(self, now: Now) -> None:
         """Open what is there and wanted, close what is not."""
         self.retry_at, self.seen = inf, self.node.grantor.stock.changes
         proxies = self.node.proxies
@@ -10137,16 +10138,16 @@ class Ports:
             for dev in ports.keys() - wanted.keys():
                 self.shut(ports, dev)
             for dev, program in wanted.items():
-                self.keep(ports, dev, program, now)
+                self.open_port(ports, dev, program, now)
 
-    def keep(self, ports: dict[str, Port], dev: str, program: list[Instruction], now: Now) -> None:
+    def open_port(self, ports: dict[str, Port], dev: str, program: list[Instruction], now: Now) -> None:
         found, port = place_on(dev, self.node.links), ports.get(dev)
         try:
             if isinstance(found, str):
                 raise OSError(0, found)
             if port is not None and port.place[:3] == found[:3]:
                 port.place = found
-                port.fit(program)
+                port.set_filter(program)
                 return
             self.shut(ports, dev)
             ports[dev] = Port(found, program)
@@ -10169,10 +10170,10 @@ class Ports:
         """Before waiting: leases may have come and gone."""
         if self.node.grantor.stock.changes != self.seen and self.node.proxies:
             for proxy in self.node.proxies.values():
-                proxy.settle(proxy.place)
+                proxy.update(proxy.place)
                 for wire in proxy.let_go():
                     self.wire(wire)
-            self.follow(now)
+            self.update(now)
 
     def acts(self) -> dict[int, Callable[[], None]]:
         """What is to be done when a socket, by its number, has something."""
@@ -10292,7 +10293,7 @@ class Ports:
     def tend(self, now: Now) -> None:
         """What is due."""
         if now.boot >= self.retry_at:
-            self.follow(now)
+            self.update(now)
         for proxy in self.node.proxies.values():
             for found in proxy.on_timer(now.boot) if proxy.deadline <= now.boot else ():
                 if isinstance(found, Wire):
@@ -10442,7 +10443,7 @@ class Control:
         self.unsent = self.unsent[sent:]
         self.until = now.boot + CONTROL_S if self.is_saying else -inf
 
-    def settle(self, node: Node, now: Now) -> None:
+    def check_answer(self, node: Node, now: Now) -> None:
         """Has the grantor answered since `ask` came?"""
         grantee = node.grantees.get(self.asked)
         if grantee is None or grantee.answers > self.answers:
@@ -10481,7 +10482,7 @@ class Controls:
                 if control.sock in readable:
                     control.hear(daemon, now)
                 if control.asked:
-                    control.settle(daemon.node, now)
+                    control.check_answer(daemon.node, now)
                 if control.is_saying:
                     control.send(now)
             except BlockingIOError:
@@ -10625,7 +10626,7 @@ class Doors:
     def __init__(self) -> None:
         self.open: dict[str, Door] = {}
 
-    def follow(self, guards: Iterable[WireguardSection], links: Links) -> None:
+    def update(self, guards: Iterable[WireguardSection], links: Links) -> None:
         wanted = {guard.dev: links.index(guard.dev) for guard in guards if guard.dynamic and links.index(guard.dev)}
         for dev, door in list(self.open.items()):
             if wanted.get(dev) != door.index:
@@ -10761,7 +10762,7 @@ class Daemon(Talker):
         self.node.adopt(self.kernel.installed.values())
         seen = self.read_links()
         found = self.find_tunnels() if self.is_new and self.config.contacts else []
-        self.ports.follow(now)
+        self.ports.update(now)
         for line in (*lacking(self.config), *ndp_warnings(self.config), *tunnel_warnings(self.config),
                      *lan_warnings(self.config)):
             log.warning("warning: %s", line)
@@ -11247,7 +11248,7 @@ class Daemon(Talker):
             self.peers_at = now.boot
         if look and self.node.proxies:
             self.ports.forget_ways()
-            self.ports.follow(now)
+            self.ports.update(now)
         if look and self.kernel.links != self.kernel.seen:
             self.kernel.seen = self.kernel.links
             soon = max(now.boot, self.ways_seen + self.routes_s) if self.routes_s > ROUTES_S else now.boot
@@ -11288,7 +11289,7 @@ class Daemon(Talker):
             if state is not sight.state or sight.missing or guards.is_stale:
                 effects += self.node.handle_peers(dev, state, now)
         self.peers_at = max(self.peers_at, now.boot + 10 * (clock_now().boot - now.boot))        # where `wg` hangs
-        self.doors.follow(self.config.guards, self.kernel.links)
+        self.doors.update(self.config.guards, self.kernel.links)
         if effects:                                               # perhaps a peer has come that is waited for
             self.node.wanted.changed |= {key for key in self.kernel.pending if key[0] == "6 allowed"}
         lost = self.kernel.missed_peers(self.node.made)
@@ -11474,7 +11475,7 @@ class Daemon(Talker):
         effects = self.node.reconfigure(config, now)
         self.neighbours_at = now.boot
         effects += self.read_peers(now)
-        self.ports.follow(now)
+        self.ports.update(now)
         for line in lacking(config):                              # `check` says what else may be in the way
             log.warning("warning: %s", line)
         self.routes_at = now.boot                                 # other ways matter now

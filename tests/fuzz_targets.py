@@ -815,7 +815,7 @@ def hear_control(data: bytes) -> None:
         if control.asked:
             grantee = node.grantees[control.asked]
             grantee.answers += 1
-            control.settle(node, now)
+            control.check_answer(node, now)
         for _ in range(100):
             if control.is_saying:
                 control.send(now)

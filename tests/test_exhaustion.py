@@ -282,7 +282,7 @@ def test_a_key_is_offered_for_admission_only_by_who_has_it(own: bool, capfd: Sai
     pair.hub.configure(HOME, who=["alice"])
     talker = ddpd.Talker.__new__(ddpd.Talker)
     talker.node = pair.hub.node
-    assert talker.take(strange(pair, own), AT, "", pair.now) == []
+    assert talker.handle_datagram(strange(pair, own), AT, "", pair.now) == []
     said = capfd.readouterr().err
     assert (f"[grantee NAME] key = {ddpd.show_key(KEYS['carol'])}" in said) == own and ("to_admit" in said) == own
     assert pair.hub.node.counters["drop stranger"] == 1

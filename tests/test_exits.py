@@ -55,7 +55,7 @@ class Home:
         grantee.heard(trip)
         answer = ddpd.Answer(stamp=1, status=0, version=1, grants=grants, **options)
         effects = grantee.answered(ask, answer, boot - trip, at(boot), lambda _: "")
-        return effects + self.node.follow(at(boot))
+        return effects + self.node.follow_changes(at(boot))
 
     def on_lan(self) -> dict[str, float]:
         """Each address on br-lan, and until when it is preferred."""
@@ -378,7 +378,7 @@ def test_the_reference_names_every_variable_and_event() -> None:
     for name in ddpd.odhcp6c_calls(home.a, "bound", None, at(T0))[0][1]:
         assert f"`{name}`" in variables_table, name
     source = (Path(__file__).parent.parent / "ddpd.py").read_text()
-    events = set(re.findall(r'Hook\([^,]*?name, "(\w+)"\)|self\.settle\(now, "(\w+)"', source))
+    events = set(re.findall(r'Hook\([^,]*?name, "(\w+)"\)|self\.write_and_tell\(now, "(\w+)"', source))
     assert named(events_table) == {each for pair in events for each in pair if each} | {"bound", "renewed", "rebound",
                                                                                         "stopped"}
 
@@ -426,7 +426,7 @@ def test_a_dead_exits_name_servers_are_asked_only_if_there_are_no_others() -> No
 def test_radvd_is_told_what_is_left_and_what_is_lost() -> None:
     home = two()
     home.b.deprecate(home.b.held[0], at(T0))
-    home.node.follow(at(T0))
+    home.node.follow_changes(at(T0))
     lost = ("br-lan", ddpd.parse_prefix("2001:db8:c::/64"))
     said = texts(home, (lost,), T0 + 9)["radvd"]
     assert ("prefix 2001:db8:a:100::/64 { AdvPreferredLifetime 50; AdvValidLifetime 3590; "
